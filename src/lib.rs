@@ -1,0 +1,6 @@
+//! Lockstep: a polled-mode storage target that keeps the disks of two nodes in step.
+//!
+//! The rooms of the house, dependencies pointing downwards only:
+//! `control` → `target` → `replication` → `bdev` → `nvme` / `reactor` → `env`.
+
+pub mod env;
