@@ -4,3 +4,4 @@
 //! `control` → `target` → `replication` → `bdev` → `nvme` / `reactor` → `env`.
 
 pub mod env;
+pub mod nvme;
