@@ -5,3 +5,4 @@
 
 pub mod env;
 pub mod nvme;
+pub mod reactor;
