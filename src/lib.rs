@@ -6,3 +6,4 @@
 pub mod env;
 pub mod nvme;
 pub mod reactor;
+pub mod replication;

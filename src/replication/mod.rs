@@ -1,0 +1,9 @@
+//! Replication: groups of volumes, epochs, the disk buffer, the link between two nodes.
+//!
+//! `core` holds the protocol as pure state machines; `buffer` the secondary's undo and overlay maps; `link` the wire
+//! format and the connections. Everything of a volume's stripe belongs to one reactor and is used by its thread only.
+
+pub mod buffer;
+mod words;
+
+pub use words::{Epoch, Generation, Sequence};
