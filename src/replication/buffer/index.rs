@@ -112,15 +112,21 @@ pub struct Index {
     seed: u64,
 }
 
-impl Index {
-    pub fn new() -> Index {
+impl Default for Index {
+    fn default() -> Index {
         let seed = std::hash::RandomState::new().hash_one(0u64);
         Index { directory: Vec::new(), depth: 0, leaves: Vec::new(), len: 0, seed }
     }
+}
 
+impl Index {
     /// Granules present.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// Bytes of memory that the index itself uses.
@@ -324,7 +330,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn it_holds_what_an_ordered_map_holds(steps in prop::collection::vec(step(), 1..6000)) {
-            let (mut index, mut pool, mut model) = (Index::new(), LeafPool::default(), BTreeMap::new());
+            let (mut index, mut pool, mut model) = (Index::default(), LeafPool::default(), BTreeMap::new());
             for step in &steps {
                 match *step {
                     Step::Insert(g, place) => {
@@ -346,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_recycled_index_gives_its_leaves_to_the_next() {
-        let (mut index, mut pool) = (Index::new(), LeafPool::default());
+        let (mut index, mut pool) = (Index::default(), LeafPool::default());
         for g in 0..10_000 {
             assert_eq!(index.insert(&mut pool, g, Place::Zero), Ok(None));
         }
@@ -359,7 +365,7 @@ mod tests {
 
     #[test]
     fn a_granule_beyond_the_limit_is_refused() {
-        let (mut index, mut pool) = (Index::new(), LeafPool::default());
+        let (mut index, mut pool) = (Index::default(), LeafPool::default());
         assert_eq!(index.insert(&mut pool, GRANULES_MAX, Place::Zero), Err(IndexFull));
         assert_eq!(index.get(GRANULES_MAX), None);
         assert_eq!(index.forget(GRANULES_MAX), None);
@@ -368,7 +374,7 @@ mod tests {
     #[test]
     fn an_entry_costs_less_than_a_fiftieth_of_its_granule() {
         for stride in [1, 2, 8, 64, 4096, 1_000_003] {
-            let (mut index, mut pool) = (Index::new(), LeafPool::default());
+            let (mut index, mut pool) = (Index::default(), LeafPool::default());
             for n in 0..65_536u64 {
                 assert_eq!(index.insert(&mut pool, n * stride, Place::Page(n as u32)), Ok(None));
             }
