@@ -3,6 +3,7 @@
 //! The rooms of the house, dependencies pointing downwards only:
 //! `control` → `target` → `replication` → `bdev` → `nvme` / `reactor` → `env`.
 
+pub mod bdev;
 pub mod env;
 pub mod nvme;
 pub mod reactor;

@@ -1,0 +1,29 @@
+//! The block layer: one interface over every device, and the devices behind it.
+//!
+//! A [`Bdev`] is the shared, `Send + Sync` description of a block device; a [`Channel`] is one reactor's private
+//! handle on it, through which that reactor submits [`Io`]s. The layer validates, limits, queues, counts and times;
+//! a device only moves data. What the neighbours above are promised:
+//!
+//! * a submitter never fails for want of a slot: above the outstanding limit its I/O waits in order;
+//! * every submitted I/O ends exactly once, through its [`IoOwner`], from the reactor's loop and never inside
+//!   `submit`; also when its device is removed or its abort was asked for while the device hangs: then it ends with
+//!   an error and the device keeps the buffers until it returns them;
+//! * the layer itself takes no lock, allocates nothing and makes no system call per I/O.
+//!
+//! Which thread: `Bdev` and [`Registry`] any; `Channel`, `Io` and devices' channels the reactor they belong to.
+
+mod channel;
+mod device;
+mod error;
+mod io;
+pub mod null;
+pub mod ram;
+mod registry;
+mod stats;
+
+pub use channel::{AbortOutcome, Channel, IoId};
+pub use device::{Access, Bdev, BdevEvent, BdevOptions, Device, DeviceChannel, WatchId};
+pub use error::{BdevError, IoError};
+pub use io::{Io, IoOwner, Op};
+pub use registry::Registry;
+pub use stats::{ChannelStats, IoStats, OpStats};
