@@ -4,6 +4,7 @@
 //! `control` → `target` → `replication` → `bdev` → `nvme` / `reactor` → `env`.
 
 pub mod bdev;
+pub mod control;
 pub mod env;
 pub mod nvme;
 pub mod reactor;

@@ -1,0 +1,142 @@
+//! The running node as the methods see it: its state, and what the families of methods work on.
+//!
+//! Shared by the threads that serve clients and the main thread; nothing here is touched by a reactor.
+
+use super::error::RpcError;
+use super::events::Events;
+use super::logging::Log;
+use super::methods;
+use super::registry::Registry;
+use super::saved::SavedConfig;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What methods are told apart by: see [`super::registry::Callable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Not configured yet.
+    Startup,
+    /// Serving.
+    Runtime,
+}
+
+/// The node's way through life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// Waits for `framework_start_init`.
+    Waiting,
+    /// Reads its configuration.
+    Starting,
+    /// Serves.
+    Running,
+    /// Ends.
+    Stopping,
+}
+
+/// One running node.
+pub struct Node {
+    registry: Registry,
+    life: Mutex<Life>,
+    changed: Condvar,
+    events: Arc<Events>,
+    log: Log,
+    saved: SavedConfig,
+}
+
+impl Node {
+    /// A node that has not started.
+    pub fn new(log: Log) -> Arc<Node> {
+        Arc::new(Node {
+            registry: Registry::new(methods::families()),
+            life: Mutex::new(Life::Waiting),
+            changed: Condvar::new(),
+            events: Arc::default(),
+            log,
+            saved: SavedConfig::default(),
+        })
+    }
+
+    /// Its methods.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// Its history of events.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    /// Its log.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// What has been configured so far.
+    pub fn saved(&self) -> &SavedConfig {
+        &self.saved
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Life> {
+        // One word: whole whatever panicked.
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, life: Life) {
+        *self.lock() = life;
+        self.changed.notify_all();
+    }
+
+    fn wait_while(&self, condition: impl Fn(Life) -> bool) -> Life {
+        *self.changed.wait_while(self.lock(), |life| condition(*life)).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its state, as far as methods are concerned.
+    pub fn state(&self) -> State {
+        match *self.lock() {
+            Life::Waiting | Life::Starting => State::Startup,
+            Life::Running | Life::Stopping => State::Runtime,
+        }
+    }
+
+    /// Lets the start begin: the command line does, or `framework_start_init` for a node told to wait.
+    pub fn begin_start(&self) {
+        let mut life = self.lock();
+        if *life == Life::Waiting {
+            *life = Life::Starting;
+        }
+        drop(life);
+        self.changed.notify_all();
+    }
+
+    /// Waits until the start may begin; false if the node is told to end instead.
+    pub fn wait_for_start(&self) -> bool {
+        self.wait_while(|life| life == Life::Waiting) != Life::Stopping
+    }
+
+    /// The configuration is in effect: every method may be called.
+    pub fn started(&self) {
+        let mut life = self.lock();
+        if *life == Life::Starting {
+            *life = Life::Running;
+        }
+        drop(life);
+        self.changed.notify_all();
+    }
+
+    /// The node ends: whoever waits for it to start is told so.
+    pub fn stopping(&self) {
+        self.set(Life::Stopping);
+    }
+
+    /// Whether the node is ending.
+    pub fn is_stopping(&self) -> bool {
+        *self.lock() == Life::Stopping
+    }
+
+    /// Waits until every method may be called.
+    pub fn wait_started(&self) -> Result<(), RpcError> {
+        match self.wait_while(|life| matches!(life, Life::Waiting | Life::Starting)) {
+            Life::Stopping => Err(RpcError::invalid_state("the node is ending")),
+            _ => Ok(()),
+        }
+    }
+}
