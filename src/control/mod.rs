@@ -18,4 +18,5 @@ pub mod node;
 pub mod params;
 pub mod registry;
 pub mod saved;
+pub mod serve;
 pub mod server;

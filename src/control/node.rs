@@ -8,6 +8,7 @@ use super::logging::Log;
 use super::methods;
 use super::registry::Registry;
 use super::saved::SavedConfig;
+use crate::reactor::ReactorSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What methods are told apart by: see [`super::registry::Callable`].
@@ -40,11 +41,12 @@ pub struct Node {
     events: Arc<Events>,
     log: Log,
     saved: SavedConfig,
+    reactors: Arc<ReactorSet>,
 }
 
 impl Node {
     /// A node that has not started.
-    pub fn new(log: Log) -> Arc<Node> {
+    pub fn new(log: Log, reactors: Arc<ReactorSet>) -> Arc<Node> {
         Arc::new(Node {
             registry: Registry::new(methods::families()),
             life: Mutex::new(Life::Waiting),
@@ -52,6 +54,7 @@ impl Node {
             events: Arc::default(),
             log,
             saved: SavedConfig::default(),
+            reactors,
         })
     }
 
@@ -73,6 +76,11 @@ impl Node {
     /// What has been configured so far.
     pub fn saved(&self) -> &SavedConfig {
         &self.saved
+    }
+
+    /// Its reactors.
+    pub fn reactors(&self) -> &Arc<ReactorSet> {
+        &self.reactors
     }
 
     fn lock(&self) -> MutexGuard<'_, Life> {
@@ -132,11 +140,56 @@ impl Node {
         *self.lock() == Life::Stopping
     }
 
+    /// Waits until the node is told to end.
+    pub fn wait_stopping(&self) {
+        self.wait_while(|life| life != Life::Stopping);
+    }
+
     /// Waits until every method may be called.
     pub fn wait_started(&self) -> Result<(), RpcError> {
         match self.wait_while(|life| matches!(life, Life::Waiting | Life::Starting)) {
             Life::Stopping => Err(RpcError::invalid_state("the node is ending")),
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::env::CoreList;
+    use crate::reactor::{Config, IdleMode};
+
+    /// A node with one reactor, waiting to be started.
+    pub fn waiting_node() -> Arc<Node> {
+        let reactors = ReactorSet::start(&Config {
+            cores: CoreList::available().first(1),
+            idle: IdleMode::Interrupt,
+            memory_bytes: 64 << 20,
+        });
+        Node::new(Log::detached(), reactors.unwrap())
+    }
+
+    #[test]
+    fn a_node_told_to_end_before_it_starts_never_counts_as_started() {
+        let node = waiting_node();
+        node.stopping();
+        node.begin_start();
+        node.started();
+        assert!(node.is_stopping());
+        assert!(!node.wait_for_start());
+        assert_eq!(node.wait_started().unwrap_err().code, -1);
+    }
+
+    #[test]
+    fn methods_are_told_the_state_they_are_called_in() {
+        let node = waiting_node();
+        assert_eq!(node.state(), State::Startup);
+        node.begin_start();
+        assert!(node.wait_for_start());
+        assert_eq!(node.state(), State::Startup);
+        node.started();
+        assert_eq!(node.state(), State::Runtime);
+        node.wait_started().unwrap();
     }
 }

@@ -348,7 +348,7 @@ fn send(stream: &UnixStream, reply: &Value) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::control::client::{Client, ClientError};
-    use crate::control::logging::Log;
+    use crate::control::node::tests::waiting_node;
     use serde_json::json;
 
     struct Serving {
@@ -362,7 +362,7 @@ mod tests {
         fn start() -> Serving {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("rpc.sock");
-            let node = Node::new(Log::detached());
+            let node = waiting_node();
             let server = Server::start(Bound::bind(&path).unwrap(), node.clone()).unwrap();
             Serving { server: Some(server), node, path, _directory: directory }
         }
