@@ -4,6 +4,7 @@
 //! format and the connections. Everything of a volume's stripe belongs to one reactor and is used by its thread only.
 
 pub mod buffer;
+pub mod core;
 pub mod link;
 mod words;
 

@@ -1,0 +1,713 @@
+//! The primary's stripe machine: every write of the stripes that one reactor owns of one volume.
+//!
+//! Invariants. Two writes that overlap are never in flight to the local disk together. A write goes to the local disk
+//! and to the peer in the same step, so both see one order. Whatever the peer may lack is dirty before its host hears
+//! of it. While frozen nothing is launched. Once fenced nothing is acknowledged.
+//!
+//! A flush takes no range: it covers what was acknowledged before it came, which is on its way on every lane already.
+
+use super::super::{Epoch, Generation};
+use super::dirty::DirtyMap;
+use super::range_lock::{LockId, RangeLock};
+use super::table::{OpId, Table};
+use super::types::*;
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+
+/// How far the peer may lag behind what `local` acknowledges. At 10 Gbit/s it takes the peer 50 ms to catch up, the
+/// most that a loss of the primary may cost in this mode; beyond it a write waits as in `received`.
+const LOCAL_LAG_BYTES: u64 = 64 << 20;
+
+#[derive(Clone, Copy, Debug)]
+pub struct PrimaryConfig {
+    pub geometry: Geometry,
+    pub ack: AckMode,
+    pub on_link_loss: OnLinkLoss,
+}
+
+/// A connection to the peer that passed its handshake.
+#[derive(Clone, Copy, Debug)]
+pub struct Session {
+    /// Reactors of the peer: one lane to each, stripes dealt out among them as among our own.
+    pub lanes: u16,
+    pub generation: Generation,
+    /// The first epoch of the session.
+    pub epoch: Epoch,
+    /// False while a full sync runs.
+    pub preserve: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum PrimaryOutput<P> {
+    /// Reads the old content for a compare; comes back by [`PrimaryStripes::compare_read`].
+    CompareRead {
+        op: OpId,
+        range: Range,
+    },
+    /// Reads the source of a full sync; comes back by [`PrimaryStripes::copy_read`].
+    CopyRead {
+        op: OpId,
+        range: Range,
+    },
+    /// Goes to the local disk; comes back by [`PrimaryStripes::local_done`].
+    SubmitWrite {
+        op: OpId,
+        range: Range,
+        data: Data<P>,
+        fua: bool,
+    },
+    SubmitFlush {
+        op: OpId,
+    },
+    /// Goes to the peer; comes back by [`PrimaryStripes::received`] and [`PrimaryStripes::applied`].
+    Send {
+        op: OpId,
+        lane: Lane,
+        bytes: u32,
+        forward: Forward<P>,
+    },
+    Reply {
+        token: Token,
+        result: Result<(), Refusal>,
+    },
+    Event(StripeEvent),
+}
+
+enum Kind<P> {
+    Write {
+        range: Range,
+        data: Data<P>,
+        fua: bool,
+    },
+    Compare {
+        range: Range,
+        compare: P,
+        data: P,
+        fua: bool,
+    },
+    Flush,
+    /// `round` tells the copies of an earlier full sync, which a lost link ended, from those of this one.
+    Copy {
+        range: Range,
+        data: Option<P>,
+        round: u32,
+    },
+}
+
+/// The local half of an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Local {
+    /// In the range lock, parked, or reading for a compare or a copy.
+    Waiting,
+    Submitted,
+    Done,
+    Failed,
+}
+
+/// The peer's half. A flush goes out on every lane, everything else on one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Peer {
+    NotSent,
+    Sent {
+        unreceived: u16,
+        unapplied: u16,
+    },
+    Applied,
+    /// The link went away before the answer: the range is dirty.
+    Lost,
+}
+
+struct Op<P> {
+    kind: Kind<P>,
+    token: Token,
+    /// Arrival order, in which operations are sent again.
+    order: u64,
+    lock: Option<LockId>,
+    local: Local,
+    peer: Peer,
+    replied: bool,
+}
+
+impl<P> Op<P> {
+    fn range(&self) -> Range {
+        match self.kind {
+            Kind::Write { range, .. } | Kind::Compare { range, .. } | Kind::Copy { range, .. } => range,
+            Kind::Flush => Range::new(0, 0),
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Link {
+    /// No peer and none lost: nothing is tracked (before the first start).
+    Never,
+    Up {
+        generation: Generation,
+        preserve: bool,
+    },
+    Down,
+}
+
+/// Whether launching is allowed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Gate {
+    Open,
+    Frozen,
+    Fenced,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Copying {
+    Idle,
+    /// The next block to copy; how many operations are under way.
+    Running {
+        cursor: u64,
+        in_flight: u32,
+    },
+}
+
+/// Bytes that one copy moves: large enough for the disks' sequential rate, small enough that a foreground write which
+/// waits for its range waits under a millisecond.
+const COPY_BYTES: u32 = 256 << 10;
+/// Copies of one machine under way together; 2 MiB in flight keep a fast link busy and foreground latency low.
+const COPY_DEPTH: u32 = 8;
+
+pub struct PrimaryStripes<P> {
+    config: PrimaryConfig,
+    ops: Table<Op<P>>,
+    lock: RangeLock<OpId>,
+    lanes: u16,
+    lag_bytes: u64,
+    link: Link,
+    gate: Gate,
+    epoch: Epoch,
+    dirty: DirtyMap,
+    /// Granted, but the gate was shut or the link is down and writes wait for it.
+    parked: VecDeque<OpId>,
+    copying: Copying,
+    copy_round: u32,
+    order: u64,
+}
+
+impl<P: Payload> PrimaryStripes<P> {
+    pub fn new(config: PrimaryConfig) -> PrimaryStripes<P> {
+        PrimaryStripes {
+            config,
+            ops: Table::new(),
+            lock: RangeLock::new(),
+            lanes: 1,
+            lag_bytes: 0,
+            link: Link::Never,
+            gate: Gate::Open,
+            epoch: Epoch(0),
+            dirty: DirtyMap::new(config.geometry),
+            parked: VecDeque::new(),
+            copying: Copying::Idle,
+            copy_round: 0,
+            order: 0,
+        }
+    }
+
+    pub fn dirty(&self) -> &DirtyMap {
+        &self.dirty
+    }
+
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Operations that have not ended on both sides.
+    pub fn in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Bytes sent and not on the peer's disk.
+    pub fn lag_bytes(&self) -> u64 {
+        self.lag_bytes
+    }
+
+    /// How far a full sync is: the next block to copy, or `None` when none runs.
+    pub fn copy_cursor(&self) -> Option<u64> {
+        match self.copying {
+            Copying::Idle => None,
+            Copying::Running { cursor, .. } => Some(cursor),
+        }
+    }
+
+    /// A host's command. Reads need no machine: they go to the disk as they are, unless the node is fenced.
+    pub fn submit(&mut self, token: Token, command: Command<P>, out: &mut Vec<PrimaryOutput<P>>) {
+        let kind = match command {
+            Command::Write { range, data, fua } => Kind::Write { range, data, fua },
+            Command::CompareAndWrite { range, compare, data, fua } => {
+                Kind::Compare { range, compare, data, fua }
+            }
+            Command::Flush => Kind::Flush,
+            Command::Read { .. } => {
+                return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::OutOfRange) });
+            }
+        };
+        if self.gate == Gate::Fenced {
+            return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::Fenced) });
+        }
+        let op = Op {
+            kind,
+            token,
+            order: self.order,
+            lock: None,
+            local: Local::Waiting,
+            peer: Peer::NotSent,
+            replied: false,
+        };
+        self.order += 1;
+        let range = op.range();
+        let whole = range.blocks == 0 || range.end() <= self.config.geometry.blocks;
+        if !whole || (range.blocks == 0 && !matches!(op.kind, Kind::Flush)) {
+            return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::OutOfRange) });
+        }
+        self.enter(op, out);
+    }
+
+    /// Whether a read may be answered from the local disk.
+    pub fn may_read(&self) -> Result<(), Refusal> {
+        if self.gate == Gate::Fenced { Err(Refusal::Fenced) } else { Ok(()) }
+    }
+
+    fn enter(&mut self, op: Op<P>, out: &mut Vec<PrimaryOutput<P>>) -> OpId {
+        let range = op.range();
+        let id = self.ops.insert(op);
+        if range.blocks == 0 {
+            self.granted(id, out);
+            return id;
+        }
+        let (lock, held) = self.lock.enter(range, id);
+        if let Some(op) = self.ops.get_mut(id) {
+            op.lock = Some(lock);
+        }
+        if held {
+            self.granted(id, out);
+        }
+        id
+    }
+
+    fn shut(&self) -> bool {
+        self.gate == Gate::Frozen
+            || (self.link == Link::Down && self.config.on_link_loss == OnLinkLoss::Block)
+    }
+
+    /// The operation holds its range.
+    fn granted(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get(id) else { return };
+        match &op.kind {
+            Kind::Compare { range, .. } => out.push(PrimaryOutput::CompareRead { op: id, range: *range }),
+            Kind::Copy { range, round, .. } => {
+                if self.is_stale(*round) {
+                    let range = *range;
+                    self.drop_copy(id, range);
+                    self.unlock(id, out);
+                    return self.finish(id);
+                }
+                // A bit set from here on belongs to a write that the copy does not contain.
+                let range = *range;
+                self.dirty.clear(range);
+                out.push(PrimaryOutput::CopyRead { op: id, range });
+            }
+            Kind::Write { .. } | Kind::Flush => self.launch(id, out),
+        }
+    }
+
+    /// Sends the operation to the local disk and to the peer, or parks it while that is not allowed.
+    fn launch(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        if self.gate == Gate::Fenced {
+            return self.refuse(id, Refusal::Fenced, out);
+        }
+        if self.shut() {
+            self.parked.push_back(id);
+            return;
+        }
+        let Some(op) = self.ops.get_mut(id) else { return };
+        match &op.kind {
+            Kind::Write { range, data, fua } => {
+                op.local = Local::Submitted;
+                out.push(PrimaryOutput::SubmitWrite { op: id, range: *range, data: data.clone(), fua: *fua });
+            }
+            Kind::Compare { range, data, fua, .. } => {
+                op.local = Local::Submitted;
+                let data = Data::Bytes(data.clone());
+                out.push(PrimaryOutput::SubmitWrite { op: id, range: *range, data, fua: *fua });
+            }
+            Kind::Flush => {
+                op.local = Local::Submitted;
+                out.push(PrimaryOutput::SubmitFlush { op: id });
+            }
+            Kind::Copy { .. } => op.local = Local::Done,
+        }
+        self.forward(id, out);
+    }
+
+    /// Sends the operation to the peer, or marks what the peer will lack.
+    fn forward(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let (generation, preserve) = match self.link {
+            Link::Up { generation, preserve } => (generation, preserve),
+            Link::Never => return,
+            Link::Down => return self.dirty.mark(op.range()),
+        };
+        let (epoch, range) = (self.epoch, op.range());
+        let body = match &op.kind {
+            Kind::Write { range, data, fua } => {
+                ForwardBody::Write { range: *range, data: data.clone(), fua: *fua, preserve }
+            }
+            Kind::Compare { range, data, fua, .. } => {
+                ForwardBody::Write { range: *range, data: Data::Bytes(data.clone()), fua: *fua, preserve }
+            }
+            Kind::Copy { range, data: Some(data), .. } => {
+                ForwardBody::Write { range: *range, data: Data::Bytes(data.clone()), fua: false, preserve }
+            }
+            Kind::Copy { data: None, .. } => return,
+            Kind::Flush => ForwardBody::Flush,
+        };
+        let lanes = match op.kind {
+            Kind::Flush => 0..self.lanes,
+            _ => {
+                let lane = Geometry::owner_of(range.lba, self.config.geometry.block_bytes, self.lanes);
+                lane..lane + 1
+            }
+        };
+        let bytes = range.blocks * self.config.geometry.block_bytes;
+        let sent = lanes.len() as u16;
+        self.lag_bytes += u64::from(bytes);
+        for lane in lanes {
+            let forward = Forward { epoch, generation, body: body.clone() };
+            out.push(PrimaryOutput::Send { op: id, lane, bytes, forward });
+        }
+        op.peer = Peer::Sent { unreceived: sent, unapplied: sent };
+    }
+
+    /// The old content for a compare; `None` when reading failed.
+    pub fn compare_read(&mut self, id: OpId, content: Option<&P>, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Kind::Compare { compare, .. } = &op.kind else { return };
+        if op.local != Local::Waiting {
+            return;
+        }
+        let refusal = match content {
+            None => Refusal::Disk,
+            Some(content) if !content.equals(compare) => Refusal::Miscompare,
+            Some(_) => return self.launch(id, out),
+        };
+        op.local = Local::Done;
+        self.reply(id, Err(refusal), out);
+        self.unlock(id, out);
+        self.finish(id);
+    }
+
+    /// The source of a copy; `None` when reading failed.
+    pub fn copy_read(&mut self, id: OpId, content: Option<P>, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Kind::Copy { range, data, round } = &mut op.kind else { return };
+        let (range, round) = (*range, *round);
+        *data = content;
+        let failed = data.is_none();
+        match (self.is_stale(round), failed) {
+            (false, false) => self.launch(id, out),
+            (true, _) => self.drop_copy(id, range),
+            (false, true) => {
+                self.drop_copy(id, range);
+                self.copying = Copying::Idle;
+                out.push(PrimaryOutput::Event(StripeEvent::CopyFailed(range)));
+            }
+        }
+        self.unlock(id, out);
+        self.settle(id, out);
+    }
+
+    fn is_stale(&self, round: u32) -> bool {
+        self.copying == Copying::Idle || round != self.copy_round
+    }
+
+    fn drop_copy(&mut self, id: OpId, range: Range) {
+        self.dirty.mark(range);
+        if let Some(op) = self.ops.get_mut(id) {
+            op.local = Local::Done;
+            op.replied = true;
+        }
+    }
+
+    /// A local write or flush ended.
+    pub fn local_done(&mut self, id: OpId, ok: bool, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        if op.local != Local::Submitted {
+            return;
+        }
+        let range = op.range();
+        op.local = if ok { Local::Done } else { Local::Failed };
+        if !ok && range.blocks > 0 && self.link != Link::Never {
+            self.dirty.mark(range);
+            out.push(PrimaryOutput::Event(StripeEvent::LocalWriteFailed(range)));
+        }
+        self.unlock(id, out);
+        self.settle(id, out);
+    }
+
+    fn unlock(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(lock) = self.ops.get_mut(id).and_then(|op| op.lock.take()) else { return };
+        let mut granted = SmallVec::new();
+        self.lock.release(lock, &mut granted);
+        for id in granted {
+            self.granted(id, out);
+        }
+    }
+
+    fn reply(&mut self, id: OpId, result: Result<(), Refusal>, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        if op.replied {
+            return;
+        }
+        op.replied = true;
+        if matches!(op.kind, Kind::Copy { .. }) {
+            return;
+        }
+        let result = if self.gate == Gate::Fenced { Err(Refusal::Fenced) } else { result };
+        out.push(PrimaryOutput::Reply { token: op.token, result });
+    }
+
+    /// Replies if the acknowledgement mode allows, and forgets what has ended on both sides.
+    fn settle(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        let lag = self.lag_bytes();
+        let Some(op) = self.ops.get(id) else { return };
+        let mode = self.config.ack;
+        let result = match (op.local, op.peer) {
+            (Local::Waiting | Local::Submitted, _) => None,
+            (Local::Failed, _) => Some(Err(Refusal::Disk)),
+            (Local::Done, Peer::NotSent | Peer::Applied) => Some(Ok(())),
+            (Local::Done, Peer::Sent { unreceived, .. }) => match mode {
+                AckMode::Local if lag <= LOCAL_LAG_BYTES || unreceived == 0 => Some(Ok(())),
+                AckMode::Received if unreceived == 0 => Some(Ok(())),
+                _ => None,
+            },
+            (Local::Done, Peer::Lost) => match self.config.on_link_loss {
+                OnLinkLoss::Continue => Some(Ok(())),
+                OnLinkLoss::Block => None,
+            },
+        };
+        if let Some(result) = result {
+            self.reply(id, result, out);
+        }
+        self.finish(id);
+    }
+
+    fn finish(&mut self, id: OpId) {
+        let Some(op) = self.ops.get(id) else { return };
+        let local_ended = matches!(op.local, Local::Done | Local::Failed);
+        if op.replied && local_ended && op.lock.is_none() && !matches!(op.peer, Peer::Sent { .. }) {
+            self.ops.remove(id);
+        }
+    }
+
+    /// The peer has it in memory (on one more lane, if it is a flush).
+    pub fn received(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        if let Peer::Sent { unreceived, .. } = &mut op.peer {
+            *unreceived = unreceived.saturating_sub(1);
+            self.settle(id, out);
+        }
+    }
+
+    /// The peer has it on its disk (on one more lane, if it is a flush).
+    pub fn applied(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Peer::Sent { unapplied, .. } = &mut op.peer else { return };
+        *unapplied = unapplied.saturating_sub(1);
+        if *unapplied == 0 {
+            op.peer = Peer::Applied;
+            let bytes = op.range().blocks * self.config.geometry.block_bytes;
+            self.lag_bytes = self.lag_bytes.saturating_sub(u64::from(bytes));
+            let copied = matches!(op.kind, Kind::Copy { round, .. } if round == self.copy_round);
+            if copied && let Copying::Running { in_flight, .. } = &mut self.copying {
+                *in_flight -= 1;
+            }
+            self.settle(id, out);
+            if copied {
+                self.copy_more(out);
+            }
+        }
+    }
+
+    /// The peer could not do what it was sent. What is unanswered becomes dirty when the group drops the link, which
+    /// is what it does with this event.
+    pub fn peer_refused(&mut self, range: Range, refusal: PeerRefusal, out: &mut Vec<PrimaryOutput<P>>) {
+        self.dirty.mark(range);
+        out.push(PrimaryOutput::Event(StripeEvent::PeerFailed(refusal)));
+    }
+
+    pub fn set_ack(&mut self, ack: AckMode, out: &mut Vec<PrimaryOutput<P>>) {
+        self.config.ack = ack;
+        self.settle_all(out);
+    }
+
+    pub fn set_on_link_loss(&mut self, policy: OnLinkLoss, out: &mut Vec<PrimaryOutput<P>>) {
+        self.config.on_link_loss = policy;
+        self.settle_all(out);
+        self.unpark(out);
+    }
+
+    /// What is in flight adopts a changed option: a weaker mode releases at once, a stronger one holds what has not
+    /// been acknowledged yet.
+    fn settle_all(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        for id in self.in_order(|_| true) {
+            self.settle(id, out);
+        }
+    }
+
+    fn in_order(&self, wanted: impl Fn(&Op<P>) -> bool) -> Vec<OpId> {
+        let mut ids: Vec<(u64, OpId)> =
+            self.ops.iter().filter(|(_, op)| wanted(op)).map(|(id, op)| (op.order, id)).collect();
+        ids.sort_unstable();
+        ids.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn unpark(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        while !self.shut()
+            && let Some(id) = self.parked.pop_front()
+        {
+            if let Some(Kind::Copy { range, round, .. }) = self.ops.get(id).map(|op| &op.kind)
+                && self.is_stale(*round)
+            {
+                let range = *range;
+                self.drop_copy(id, range);
+                self.finish(id);
+            } else {
+                self.launch(id, out);
+                self.settle(id, out);
+            }
+        }
+    }
+
+    /// Ends an operation that was never launched.
+    fn refuse(&mut self, id: OpId, refusal: Refusal, out: &mut Vec<PrimaryOutput<P>>) {
+        if let Some(op) = self.ops.get_mut(id) {
+            op.local = Local::Failed;
+        }
+        self.reply(id, Err(refusal), out);
+        self.unlock(id, out);
+        self.finish(id);
+    }
+
+    /// The connections to the peer stand. What a lost link left unacknowledged is sent again, in order.
+    pub fn link_up(&mut self, session: Session, out: &mut Vec<PrimaryOutput<P>>) {
+        self.lanes = session.lanes.max(1);
+        self.link = Link::Up { generation: session.generation, preserve: session.preserve };
+        self.epoch = session.epoch;
+        for id in self.in_order(|op| op.peer == Peer::Lost && !op.replied) {
+            self.forward(id, out);
+        }
+        self.unpark(out);
+    }
+
+    /// The connections are gone: what the peer had not confirmed is dirty.
+    pub fn link_down(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        if matches!(self.link, Link::Up { .. }) {
+            self.link = Link::Down;
+        }
+        self.copying = Copying::Idle;
+        self.lag_bytes = 0;
+        let lost = self.in_order(|op| matches!(op.peer, Peer::Sent { .. }));
+        for &id in &lost {
+            if let Some(op) = self.ops.get_mut(id) {
+                op.peer = Peer::Lost;
+                self.dirty.mark(op.range());
+            }
+        }
+        for id in lost {
+            self.settle(id, out);
+        }
+        self.unpark(out);
+    }
+
+    /// Stop launching: the first step of a cut. Disks and links go on.
+    pub fn freeze(&mut self) {
+        if self.gate == Gate::Open {
+            self.gate = Gate::Frozen;
+        }
+    }
+
+    /// The second step, when every machine of the group is frozen: closes the epoch, goes on in `next`.
+    /// The caller notes the last sequence of every connection before it stamps.
+    pub fn stamp(&mut self, next: Epoch, preserve: bool, out: &mut Vec<PrimaryOutput<P>>) {
+        self.epoch = next;
+        if let Link::Up { preserve: now, .. } = &mut self.link {
+            *now = preserve;
+        }
+        self.thaw(out);
+    }
+
+    /// Goes on without a cut.
+    pub fn thaw(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        if self.gate == Gate::Frozen {
+            self.gate = Gate::Open;
+            self.unpark(out);
+        }
+    }
+
+    /// A newer generation took over: nothing is acknowledged any more.
+    pub fn fence(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        self.gate = Gate::Fenced;
+        self.link_down(out);
+        self.settle_all(out);
+        for id in self.in_order(|op| !op.replied) {
+            self.reply(id, Err(Refusal::Fenced), out);
+            self.finish(id);
+        }
+    }
+
+    /// Copies everything this machine owns to the peer, through the range lock, while hosts go on.
+    pub fn start_copy(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        if matches!(self.link, Link::Up { .. }) {
+            self.copying = Copying::Running { cursor: 0, in_flight: 0 };
+            self.copy_round = self.copy_round.wrapping_add(1);
+            self.copy_more(out);
+        }
+    }
+
+    fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        while let Copying::Running { cursor, in_flight } = self.copying {
+            let Some(range) = self.next_copy(cursor) else {
+                if in_flight == 0 {
+                    self.copying = Copying::Idle;
+                    out.push(PrimaryOutput::Event(StripeEvent::CopyFinished));
+                }
+                return;
+            };
+            if in_flight >= COPY_DEPTH {
+                return;
+            }
+            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1 };
+            let op = Op {
+                kind: Kind::Copy { range, data: None, round: self.copy_round },
+                token: 0,
+                order: self.order,
+                lock: None,
+                local: Local::Waiting,
+                peer: Peer::NotSent,
+                replied: true,
+            };
+            self.order += 1;
+            self.enter(op, out);
+        }
+    }
+
+    /// The next piece at or after `cursor` in a stripe that this machine owns.
+    fn next_copy(&self, cursor: u64) -> Option<Range> {
+        let geometry = &self.config.geometry;
+        let owners = u64::from(geometry.owners.max(1));
+        let stripe = geometry.stripe_of(cursor);
+        let ahead = (u64::from(geometry.owner) + owners - stripe % owners) % owners;
+        let lba = if ahead == 0 { cursor } else { (stripe + ahead) * geometry.stripe_blocks() };
+        if lba >= geometry.blocks {
+            return None;
+        }
+        let stripe_end = (geometry.stripe_of(lba) + 1) * geometry.stripe_blocks();
+        let end = (lba + u64::from(COPY_BYTES / geometry.block_bytes)).min(stripe_end).min(geometry.blocks);
+        Some(Range::new(lba, (end - lba) as u32))
+    }
+}
