@@ -25,5 +25,5 @@ pub use channel::{AbortOutcome, Channel, IoId};
 pub use device::{Access, Bdev, BdevEvent, BdevOptions, Device, DeviceChannel, WatchId};
 pub use error::{BdevError, IoError};
 pub use io::{Io, IoOwner, Op};
-pub use registry::Registry;
+pub use registry::{Registry, RegistryEvent};
 pub use stats::{ChannelStats, IoStats, OpStats};

@@ -1,7 +1,7 @@
 //! The devices of a node, by name.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use super::channel;
@@ -14,15 +14,37 @@ pub const MAX_BDEVS: usize = 16384;
 /// How long each reactor may take to hear that a device is gone.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// What happens to the list of devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegistryEvent {
+    Added,
+    Removed,
+}
+
+type Observer = Box<dyn Fn(RegistryEvent, &Bdev) + Send + Sync>;
+
 /// Names to devices. Any thread; never on the data path.
 #[derive(Default)]
 pub struct Registry {
     bdevs: RwLock<Vec<Arc<Bdev>>>,
+    observer: OnceLock<Observer>,
 }
 
 impl Registry {
     pub fn new() -> Arc<Registry> {
         Arc::default()
+    }
+
+    /// Calls `f` after every addition and removal, on the thread that made it; `f` must not block. There is one
+    /// observer, the first that asks: false for a later one.
+    pub fn observe(&self, f: impl Fn(RegistryEvent, &Bdev) + Send + Sync + 'static) -> bool {
+        self.observer.set(Box::new(f)).is_ok()
+    }
+
+    fn tell(&self, event: RegistryEvent, bdev: &Bdev) {
+        if let Some(observer) = self.observer.get() {
+            observer(event, bdev);
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Vec<Arc<Bdev>>> {
@@ -44,7 +66,9 @@ impl Registry {
         if bdevs.len() >= MAX_BDEVS {
             return Err(BdevError::Invalid(format!("a node has at most {MAX_BDEVS} bdevs")));
         }
-        bdevs.push(bdev);
+        bdevs.push(bdev.clone());
+        drop(bdevs);
+        self.tell(RegistryEvent::Added, &bdev);
         Ok(())
     }
 
@@ -81,6 +105,7 @@ impl Registry {
     pub fn pull_out(&self, bdev: &Arc<Bdev>, reactors: &ReactorSet) -> Result<(), BdevError> {
         self.write().retain(|b| b.serial() != bdev.serial());
         bdev.mark_removed();
+        self.tell(RegistryEvent::Removed, bdev);
         let serial = bdev.serial();
         reactors.call_all(REMOVE_DEADLINE, move || channel::end_removed(serial))?;
         Ok(())

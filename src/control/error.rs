@@ -3,6 +3,8 @@
 //! Codes are SPDK's: the reserved JSON-RPC range, -1 for a method called in the wrong state, and a raw
 //! negative errno with its text for everything an operating system would have a number for.
 
+use crate::bdev::BdevError;
+use crate::reactor::CallError;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 
@@ -55,14 +57,26 @@ impl RpcError {
         RpcError { code: -errno.raw_os_error(), message: format!("{}: {detail}", errno_text(errno)) }
     }
 
-    /// -19, what SPDK answers for a name that no bdev has.
-    pub fn no_such_bdev(name: &str) -> RpcError {
-        RpcError::errno(Errno::NODEV, format!("there is no bdev '{name}'"))
+    /// A raw errno with its text.
+    fn from_raw(raw_errno: i32, detail: impl std::fmt::Display) -> RpcError {
+        RpcError::errno(Errno::from_raw_os_error(raw_errno), detail)
     }
 
     /// The object that goes into a reply.
     pub fn to_json(&self) -> Value {
         json!({"code": self.code, "message": self.message})
+    }
+}
+
+impl From<BdevError> for RpcError {
+    fn from(error: BdevError) -> RpcError {
+        RpcError::from_raw(error.errno(), error)
+    }
+}
+
+impl From<CallError> for RpcError {
+    fn from(error: CallError) -> RpcError {
+        RpcError::errno(Errno::TIMEDOUT, error)
     }
 }
 
@@ -81,8 +95,9 @@ mod tests {
 
     #[test]
     fn an_errno_is_negative_and_begins_with_its_own_text() {
-        let error = RpcError::no_such_bdev("M7");
+        let error = RpcError::from(BdevError::NotFound("M7".to_string()));
         assert_eq!(error.code, -19);
-        assert_eq!(error.message, "No such device: there is no bdev 'M7'");
+        assert!(error.message.starts_with("No such device: "), "{error}");
+        assert!(error.message.contains("`M7`"), "{error}");
     }
 }

@@ -7,7 +7,7 @@ use super::events::Events;
 use super::logging::Log;
 use super::methods;
 use super::registry::Registry;
-use super::saved::SavedConfig;
+use crate::bdev::{Registry as Bdevs, RegistryEvent};
 use crate::reactor::ReactorSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -40,21 +40,31 @@ pub struct Node {
     changed: Condvar,
     events: Arc<Events>,
     log: Log,
-    saved: SavedConfig,
     reactors: Arc<ReactorSet>,
+    bdevs: Arc<Bdevs>,
 }
 
 impl Node {
     /// A node that has not started.
     pub fn new(log: Log, reactors: Arc<ReactorSet>) -> Arc<Node> {
+        let (events, bdevs) = (Arc::<Events>::default(), Bdevs::new());
+        let history = events.clone();
+        // The registry is new, so nobody else observes it.
+        bdevs.observe(move |event, bdev| {
+            let kind = match event {
+                RegistryEvent::Added => "bdev_register",
+                RegistryEvent::Removed => "bdev_unregister",
+            };
+            history.post(kind, bdev.name());
+        });
         Arc::new(Node {
             registry: Registry::new(methods::families()),
             life: Mutex::new(Life::Waiting),
             changed: Condvar::new(),
-            events: Arc::default(),
+            events,
             log,
-            saved: SavedConfig::default(),
             reactors,
+            bdevs,
         })
     }
 
@@ -73,14 +83,14 @@ impl Node {
         &self.log
     }
 
-    /// What has been configured so far.
-    pub fn saved(&self) -> &SavedConfig {
-        &self.saved
-    }
-
     /// Its reactors.
     pub fn reactors(&self) -> &Arc<ReactorSet> {
         &self.reactors
+    }
+
+    /// Its block devices.
+    pub fn bdevs(&self) -> &Arc<Bdevs> {
+        &self.bdevs
     }
 
     fn lock(&self) -> MutexGuard<'_, Life> {

@@ -1,13 +1,11 @@
 //! The configuration as the calls that would build it again, for `framework_get_config`.
 //!
-//! Every method that creates something records its own call, completed with what the node chose (names,
-//! identifiers); every method that removes something forgets it. Calls keep the order they were made in, so
-//! what a call needs stands before it. A call that builds on an object of a later subsystem (a passthru on a
-//! replicated volume, say) is listed with that subsystem: loaders go through subsystems in order.
+//! Dumped from what there is, in the order it was made, so that what a call needs stands before it. A bdev on
+//! top of a replicated volume is listed with the replication groups: loaders go through subsystems in order.
 
-use serde::Serialize;
+use super::node::Node;
 use serde_json::{Value, json};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::HashSet;
 
 /// A part of the configuration, in the order of dependence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,74 +44,61 @@ impl Subsystem {
             Subsystem::Nvmf => &["bdev", "replication"],
         }
     }
-}
 
-/// What a recorded call is about: `Kind:name`, unique.
-pub type Key = String;
-
-struct Call {
-    subsystem: Subsystem,
-    key: Key,
-    method: &'static str,
-    params: Value,
-}
-
-/// The recorded calls.
-#[derive(Default)]
-pub struct SavedConfig {
-    calls: Mutex<Vec<Call>>,
-}
-
-impl SavedConfig {
-    fn lock(&self) -> MutexGuard<'_, Vec<Call>> {
-        // Each change is one push or retain: whole whatever panicked.
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Its calls, in the shape of a configuration file.
+    pub fn dump(self, node: &Node) -> Vec<Value> {
+        let calls = match self {
+            Subsystem::Bdev => {
+                bdevs(node).into_iter().filter(|made| !made.late).map(|made| made.call).collect()
+            }
+            Subsystem::Replication => {
+                bdevs(node).into_iter().filter(|made| made.late).map(|made| made.call).collect()
+            }
+            Subsystem::Nvmf => Vec::new(),
+        };
+        without_repeats(calls)
     }
+}
 
-    /// Records the call that makes `key`, in the place of an earlier one. `base` is the key of what it builds
-    /// on, if anything. Members that are null are left out.
-    pub fn record(
-        &self,
-        subsystem: Subsystem,
-        key: Key,
-        base: Option<&Key>,
-        method: &'static str,
-        params: &impl Serialize,
-    ) {
-        let mut params = serde_json::to_value(params).unwrap_or(Value::Null);
-        drop_nulls(&mut params);
-        let mut calls = self.lock();
-        let subsystem = calls
+/// A call in the shape of a configuration file, without members that are null.
+pub fn call(method: &str, mut params: Value) -> Value {
+    drop_nulls(&mut params);
+    json!({"method": method, "params": params})
+}
+
+struct Made {
+    call: Value,
+    /// On top of something that is no bdev method's work.
+    late: bool,
+}
+
+/// Members of a bdev method's parameters that name the bdev below.
+const BASE_MEMBERS: [&str; 2] = ["base_bdev_name", "base_name"];
+
+fn bdevs(node: &Node) -> Vec<Made> {
+    let mut late_names = HashSet::new();
+    let mut made = Vec::new();
+    for bdev in node.bdevs().all() {
+        let Some((method, params)) = bdev.device().config() else {
+            late_names.insert(bdev.name().to_string());
+            continue;
+        };
+        let late = BASE_MEMBERS
             .iter()
-            .find(|call| Some(&call.key) == base)
-            .map_or(subsystem, |below| below.subsystem.max(subsystem));
-        let call = Call { subsystem, key, method, params };
-        match calls.iter_mut().find(|earlier| earlier.key == call.key) {
-            Some(earlier) => *earlier = call,
-            None => calls.push(call),
+            .filter_map(|member| params.get(member).and_then(Value::as_str))
+            .any(|base| late_names.contains(base));
+        if late {
+            late_names.insert(bdev.name().to_string());
         }
+        made.push(Made { call: call(method, params), late });
     }
+    made
+}
 
-    /// Forgets every call whose key satisfies `gone`.
-    pub fn forget(&self, gone: impl Fn(&str) -> bool) {
-        self.lock().retain(|call| !gone(&call.key));
-    }
-
-    /// Changes the parameters of the call that made `key`.
-    pub fn amend(&self, key: &str, change: impl FnOnce(&mut Value)) {
-        if let Some(call) = self.lock().iter_mut().find(|call| call.key == key) {
-            change(&mut call.params);
-        }
-    }
-
-    /// The calls of one subsystem, in the shape of a configuration file.
-    pub fn dump(&self, subsystem: Subsystem) -> Vec<Value> {
-        self.lock()
-            .iter()
-            .filter(|call| call.subsystem == subsystem)
-            .map(|call| json!({"method": call.method, "params": call.params}))
-            .collect()
-    }
+/// One call may make several things, each of which names it.
+fn without_repeats(calls: Vec<Value>) -> Vec<Value> {
+    let mut seen = HashSet::new();
+    calls.into_iter().filter(|call| seen.insert(call.to_string())).collect()
 }
 
 fn drop_nulls(value: &mut Value) {
@@ -127,42 +112,6 @@ fn drop_nulls(value: &mut Value) {
 mod tests {
     use super::*;
 
-    fn record(saved: &SavedConfig, subsystem: Subsystem, key: &str, base: Option<&str>) {
-        saved.record(
-            subsystem,
-            key.into(),
-            base.map(Key::from).as_ref(),
-            "m",
-            &json!({"key": key, "none": null}),
-        );
-    }
-
-    fn keys(saved: &SavedConfig, subsystem: Subsystem) -> Vec<String> {
-        saved.dump(subsystem).iter().map(|call| call["params"]["key"].as_str().unwrap().to_string()).collect()
-    }
-
-    #[test]
-    fn calls_keep_their_order_and_a_repeated_one_its_place() {
-        let saved = SavedConfig::default();
-        for key in ["b", "a", "b"] {
-            record(&saved, Subsystem::Bdev, key, None);
-        }
-        assert_eq!(keys(&saved, Subsystem::Bdev), ["b", "a"]);
-        saved.forget(|key| key == "b");
-        assert_eq!(keys(&saved, Subsystem::Bdev), ["a"]);
-        assert_eq!(saved.dump(Subsystem::Bdev)[0]["params"], json!({"key": "a"}));
-    }
-
-    #[test]
-    fn a_call_on_top_of_a_later_subsystem_is_listed_with_it() {
-        let saved = SavedConfig::default();
-        record(&saved, Subsystem::Replication, "volume", None);
-        record(&saved, Subsystem::Bdev, "passthru", Some("volume"));
-        record(&saved, Subsystem::Bdev, "delay", Some("passthru"));
-        assert!(keys(&saved, Subsystem::Bdev).is_empty());
-        assert_eq!(keys(&saved, Subsystem::Replication), ["volume", "passthru", "delay"]);
-    }
-
     #[test]
     fn subsystems_are_listed_after_what_they_depend_on() {
         for (index, subsystem) in Subsystem::ALL.into_iter().enumerate() {
@@ -171,5 +120,17 @@ mod tests {
                 assert!(before < index);
             }
         }
+    }
+
+    #[test]
+    fn members_that_are_null_are_left_out_of_a_call() {
+        let dumped = call("m", json!({"a": 1, "b": null, "c": {"d": null}}));
+        assert_eq!(dumped, json!({"method": "m", "params": {"a": 1, "c": {}}}));
+    }
+
+    #[test]
+    fn a_call_that_made_several_bdevs_is_dumped_once() {
+        let calls = vec![json!({"method": "a"}), json!({"method": "b"}), json!({"method": "a"})];
+        assert_eq!(without_repeats(calls), [json!({"method": "a"}), json!({"method": "b"})]);
     }
 }

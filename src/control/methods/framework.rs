@@ -131,7 +131,7 @@ fn get_config(node: &Arc<Node>, params: GetConfig) -> Result<Vec<Value>, RpcErro
     if params.with_batches == Some(true) {
         tracing::debug!(name = params.name, "a dump with batches was asked for; there are none in it");
     }
-    Ok(node.saved().dump(subsystem))
+    Ok(subsystem.dump(node))
 }
 
 fn kill_instance(_: &Arc<Node>, params: KillInstance) -> Result<bool, RpcError> {

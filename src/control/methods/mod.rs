@@ -1,13 +1,40 @@
 //! The methods, one file a family.
 
+mod bdev_create;
+mod bdevs;
 mod framework;
 mod log;
 mod notify;
 mod reactors;
 
+use super::error::RpcError;
 use super::registry::Family;
+use rustix::io::Errno;
 
 /// Every family, in the order of the RPC reference.
 pub fn families() -> Vec<Family> {
-    vec![framework::family(), log::family(), notify::family(), reactors::family()]
+    vec![
+        framework::family(),
+        log::family(),
+        reactors::family(),
+        bdev_create::family(),
+        bdevs::family(),
+        notify::family(),
+        bdev_create::delete_family(),
+    ]
+}
+
+/// Refuses a value that asks for what no bdev here does.
+fn only<T: PartialEq + std::fmt::Display>(
+    name: &str,
+    value: Option<T>,
+    possible: &[T],
+) -> Result<(), RpcError> {
+    match value {
+        Some(value) if !possible.contains(&value) => Err(RpcError::errno(
+            Errno::OPNOTSUPP,
+            format!("'{name}': {value} is not supported; leave it out"),
+        )),
+        _ => Ok(()),
+    }
 }

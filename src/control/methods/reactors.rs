@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Unit of every `busy`, `idle` and `ticks`: nanoseconds.
-const TICK_RATE_HZ: u64 = 1_000_000_000;
+pub const TICK_RATE_HZ: u64 = 1_000_000_000;
 /// How long a reactor may take to answer: it never blocks, so this is long.
 const REACTOR_DEADLINE: Duration = Duration::from_secs(2);
 
