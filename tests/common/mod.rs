@@ -12,6 +12,7 @@ pub mod guest;
 pub mod netns;
 pub mod node;
 pub mod nvme;
+pub mod pair;
 pub mod rpc;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,164 @@
+//! A primary and a secondary that keep one volume, `v0`, in step: two processes on loopback.
+
+use super::node::{Node, free_port};
+use super::nvme::Host;
+use super::wait_until;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// The volume, by one name on both nodes.
+pub const VOLUME_NQN: &str = "nqn.2026-01.io.lockstep.test:volume";
+/// The secondary VM's own view, on the secondary alone.
+pub const VIEW_NQN: &str = "nqn.2026-01.io.lockstep.test:view";
+/// The disks below the volume, while no group has them.
+pub const DISK_NQN: &str = "nqn.2026-01.io.lockstep.test:disk";
+pub const GROUP: &str = "g0";
+pub const VOLUME: &str = "v0";
+pub const DISK: &str = "Disk0";
+const IN_STEP_LIMIT: Duration = Duration::from_secs(60);
+
+pub struct Pair {
+    pub primary: Node,
+    pub secondary: Node,
+    pub primary_port: u16,
+    pub secondary_port: u16,
+    pub link_port: u16,
+}
+
+/// Exports `bdev` as the only namespace of `nqn`.
+pub fn export(node: &Node, port: u16, nqn: &str, bdev: &str, first_cntlid: u16, secondary_view: bool) {
+    node.rpc(
+        "nvmf_create_subsystem",
+        json!({"nqn": nqn, "allow_any_host": true, "serial_number": "LOCKSTEPTEST", "min_cntlid": first_cntlid,
+               "max_cntlid": first_cntlid + 0xff, "ana_reporting": !secondary_view}),
+    );
+    let mut namespace = json!({"nsid": 1, "bdev_name": bdev});
+    if secondary_view {
+        namespace["secondary_view"] = json!(true);
+    }
+    node.rpc("nvmf_subsystem_add_ns", json!({"nqn": nqn, "namespace": namespace}));
+    node.rpc(
+        "nvmf_subsystem_add_listener",
+        json!({"nqn": nqn, "listen_address":
+               {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string()}}),
+    );
+}
+
+impl Pair {
+    /// Two nodes with a RAM disk of `size_mib` each, no group yet; `core` of each by number.
+    pub fn nodes(size_mib: u64) -> Pair {
+        let node =
+            |name, core: &str| Node::builder(name).cores(core).memory_mib(256 + 3 * size_mib as u32).start();
+        let pair = Pair {
+            secondary: node("secondary", "1"),
+            primary: node("primary", "0"),
+            primary_port: free_port(),
+            secondary_port: free_port(),
+            link_port: free_port(),
+        };
+        for node in [&pair.primary, &pair.secondary] {
+            node.rpc(
+                "bdev_malloc_create",
+                json!({"name": DISK, "num_blocks": size_mib << 8, "block_size": 4096}),
+            );
+            node.rpc("nvmf_create_transport", json!({"trtype": "TCP"}));
+        }
+        pair
+    }
+
+    /// As [`Pair::nodes`], with the group, the exports, and both in step.
+    pub fn start(size_mib: u64) -> Pair {
+        let pair = Pair::nodes(size_mib);
+        pair.create_groups(json!({}), json!({}));
+        pair.export_volume();
+        pair.replicate("full");
+        pair
+    }
+
+    /// Fills the disk of both nodes with `byte`, before a group has them.
+    pub fn format(&self, byte: u8) {
+        for (node, port) in [(&self.primary, self.primary_port), (&self.secondary, self.secondary_port)] {
+            export(node, port, DISK_NQN, DISK, 1, false);
+            let mut host = Host::connect(port, DISK_NQN);
+            let size = host.blocks as usize * host.block_size;
+            host.write(0, &vec![byte; size]);
+            drop(host);
+            node.rpc("nvmf_delete_subsystem", json!({"nqn": DISK_NQN}));
+        }
+    }
+
+    /// Creates the group on both nodes; the members of `primary` and `secondary` override its defaults.
+    pub fn create_groups(&self, primary: Value, secondary: Value) {
+        let link = json!({"transport": "tcp", "address": "127.0.0.1", "port": self.link_port});
+        let volumes = json!([{"name": VOLUME, "bdev": DISK}]);
+        let merged = |mut base: Value, extra: Value| {
+            if let (Some(base), Value::Object(extra)) = (base.as_object_mut(), extra) {
+                base.extend(extra);
+            }
+            base
+        };
+        let metadata = |node: &Node| node.dir().join("group.meta").display().to_string();
+        self.secondary.rpc(
+            "replication_group_create",
+            merged(
+                json!({"name": GROUP, "role": "secondary", "listen": link, "volumes": volumes,
+                       "metadata": metadata(&self.secondary), "disk_buffer": true, "buffer_limit_mb": 256,
+                       "granule_kb": 4}),
+                secondary,
+            ),
+        );
+        self.primary.rpc(
+            "replication_group_create",
+            merged(
+                json!({"name": GROUP, "role": "primary", "ack": "applied", "peer": link, "volumes": volumes,
+                       "metadata": metadata(&self.primary), "checkpoint_timeout_ms": 5000,
+                       "checkpoint_interval_ms": 0}),
+                primary,
+            ),
+        );
+    }
+
+    /// The volume on both nodes under one name, and the secondary VM's view under another.
+    pub fn export_volume(&self) {
+        export(&self.primary, self.primary_port, VOLUME_NQN, VOLUME, 1, false);
+        export(&self.secondary, self.secondary_port, VOLUME_NQN, VOLUME, 0x100, false);
+        export(&self.secondary, self.secondary_port, VIEW_NQN, VOLUME, 1, true);
+    }
+
+    /// Starts replication and waits until both say that they are in step.
+    pub fn replicate(&self, sync: &str) {
+        self.secondary.rpc("replication_start", json!({"group": GROUP, "sync": sync}));
+        self.primary.rpc("replication_start", json!({"group": GROUP, "sync": sync}));
+        wait_until("both nodes are in step", IN_STEP_LIMIT, || {
+            group(&self.primary)["state"] == "running" && group(&self.secondary)["state"] == "running"
+        });
+    }
+
+    /// The volume through the primary.
+    pub fn volume(&self) -> Host {
+        Host::connect(self.primary_port, VOLUME_NQN)
+    }
+
+    /// The secondary VM's view.
+    pub fn view(&self) -> Host {
+        Host::connect(self.secondary_port, VIEW_NQN)
+    }
+
+    /// The volume through the secondary, after its promotion.
+    pub fn survivor(&self) -> Host {
+        Host::connect(self.secondary_port, VOLUME_NQN)
+    }
+
+    pub fn checkpoint(&self) -> Value {
+        self.primary.rpc("replication_do_checkpoint", json!({"group": GROUP, "timeout_ms": 5000}))
+    }
+
+    pub fn failover(&self, keep: &str) -> Value {
+        self.secondary.rpc("replication_failover", json!({"group": GROUP, "keep": keep}))
+    }
+}
+
+/// The group as `node` sees it.
+pub fn group(node: &Node) -> Value {
+    node.rpc("replication_get_groups", json!({"name": GROUP}))[0].clone()
+}
