@@ -20,3 +20,5 @@ pub mod registry;
 pub mod saved;
 pub mod serve;
 pub mod server;
+
+pub use methods::families;

@@ -56,11 +56,20 @@ impl<'a> NodeBuilder<'a> {
         self
     }
 
+    /// One more argument of `lockstep serve`.
+    pub fn argument(mut self, argument: &str) -> Self {
+        self.arguments.push(argument.to_owned());
+        self
+    }
+
     /// Starts the process and waits until it answers.
     pub fn start(self) -> Node {
         let dir = tempfile::Builder::new().prefix("lockstep-test-").tempdir().expect("a temporary folder");
+        // A node told to wait for its start answers little; any other one has read its configuration by the answer.
+        let waits = self.arguments.iter().any(|argument| argument == "--wait-for-rpc");
+        let ready = if waits { "spdk_get_version" } else { "framework_wait_init" };
         let mut node = self.launch(dir);
-        node.wait_until_it_answers();
+        node.wait_until_it_answers(ready);
         node
     }
 
@@ -119,11 +128,11 @@ impl Node {
         Node::builder(name).start()
     }
 
-    fn wait_until_it_answers(&mut self) {
+    fn wait_until_it_answers(&mut self, ready: &str) {
         let end = Instant::now() + START_LIMIT;
         loop {
             if let Ok(mut rpc) = Rpc::connect(&self.socket)
-                && rpc.call("spdk_get_version", Value::Null).is_ok()
+                && rpc.call(ready, Value::Null).is_ok()
             {
                 return;
             }
