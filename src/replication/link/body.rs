@@ -98,9 +98,10 @@ impl HelloBody {
     }
 }
 
-/// How `count` writes from `first` on ended.
+/// What became of `count` messages of one volume from `first` on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AckEntry {
+    pub volume: u16,
     pub first: Sequence,
     pub count: u32,
     pub status: AckStatus,
@@ -114,7 +115,7 @@ impl AckEntry {
             first: U64::new(self.first.0),
             count: U32::new(self.count),
             status: U16::new(self.status.code()),
-            reserved: U16::new(0),
+            volume: U16::new(self.volume),
         })
     }
 
@@ -130,16 +131,17 @@ impl AckEntry {
             if first.0.checked_add(u64::from(count)).is_none() {
                 return Err(WireError::Length { kind: kind::ACKS, len: u64::from(count) });
             }
-            Ok(AckEntry { first, count, status })
+            Ok(AckEntry { volume: entry.volume.get(), first, count, status })
         }))
     }
 }
 
-/// The last sequence of an epoch on one data connection.
+/// The last sequence of an epoch on one lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastSequence {
     pub primary_reactor: u16,
     pub secondary_reactor: u16,
+    pub volume: u16,
     pub sequence: Sequence,
 }
 
@@ -150,7 +152,8 @@ impl LastSequence {
             let raw = RawLastSequence {
                 primary_reactor: U16::new(last.primary_reactor),
                 secondary_reactor: U16::new(last.secondary_reactor),
-                reserved: U32::new(0),
+                volume: U16::new(last.volume),
+                reserved: U16::new(0),
                 sequence: U64::new(last.sequence.0),
             };
             bytes.extend_from_slice(raw.as_bytes());
@@ -165,6 +168,7 @@ impl LastSequence {
         let entry = |last: &RawLastSequence| LastSequence {
             primary_reactor: last.primary_reactor.get(),
             secondary_reactor: last.secondary_reactor.get(),
+            volume: last.volume.get(),
             sequence: Sequence(last.sequence.get()),
         };
         Ok(raw.iter().map(entry).collect())

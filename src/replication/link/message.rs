@@ -97,7 +97,7 @@ codes! {
         Timeout = 15,
         /// The node or group is stopping, or not started.
         NotRunning = 16,
-        /// Too many connections.
+        /// Too many lanes.
         TooMany = 17,
         /// A message that this state of the protocol does not allow.
         Unexpected = 18,
@@ -128,10 +128,11 @@ codes! {
 }
 
 codes! {
-    /// How one forwarded write ended on the secondary.
+    /// What became of forwarded messages on the secondary.
     AckStatus {
+        /// On the secondary's disk.
         Applied = 0,
-        /// In memory, not on disk yet: beyond `received_through`.
+        /// In the secondary's memory, and with them everything of the lane before them.
         Received = 1,
         WriteError = 2,
         /// The original could not be read, so the write was not applied.
@@ -209,8 +210,8 @@ pub struct Ordered {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acks {
     pub generation: Generation,
-    pub received_through: Sequence,
-    pub applied_through: Sequence,
+    /// The epoch that the secondary is in.
+    pub epoch: Epoch,
     pub buffer_used: u64,
     pub buffer_limit: u64,
     pub entries: u16,
@@ -239,7 +240,7 @@ pub enum Message {
     Flush(Ordered),
     Resize(Ordered),
     Acks(Acks),
-    Prepare { generation: Generation, epoch: Epoch, timeout_ms: u32, connections: u16 },
+    Prepare { generation: Generation, epoch: Epoch, timeout_ms: u32, lanes: u16 },
     Prepared { generation: Generation, epoch: Epoch, outcome: Outcome },
     Commit { generation: Generation, epoch: Epoch },
     Committed { generation: Generation, epoch: Epoch, outcome: Outcome },
@@ -365,17 +366,16 @@ impl Message {
             }),
             Message::Acks(a) => zerocopy::transmute!(RawAcks {
                 generation: U64::new(a.generation.0),
-                received_through: U64::new(a.received_through.0),
-                applied_through: U64::new(a.applied_through.0),
+                epoch: U64::new(a.epoch.0),
                 buffer_used: U64::new(a.buffer_used),
                 buffer_limit: U64::new(a.buffer_limit),
                 entries: U16::new(a.entries),
-                reserved: [0; 6],
+                reserved: [0; 14],
             }),
-            Message::Prepare { generation, epoch, timeout_ms, connections } => {
+            Message::Prepare { generation, epoch, timeout_ms, lanes } => {
                 let mut raw = checkpoint(generation, epoch, 0);
                 raw.timeout_ms = U32::new(timeout_ms);
-                raw.entries = U16::new(connections);
+                raw.entries = U16::new(lanes);
                 zerocopy::transmute!(raw)
             }
             Message::Prepared { generation, epoch, outcome }
@@ -541,8 +541,7 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
             let b: &RawAcks = read(&raw.body);
             Message::Acks(Acks {
                 generation: Generation(b.generation.get()),
-                received_through: Sequence(b.received_through.get()),
-                applied_through: Sequence(b.applied_through.get()),
+                epoch: Epoch(b.epoch.get()),
                 buffer_used: b.buffer_used.get(),
                 buffer_limit: b.buffer_limit.get(),
                 entries: b.entries.get(),
@@ -550,8 +549,8 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
         }
         kind::PREPARE => {
             let (generation, epoch, b) = step();
-            let (timeout_ms, connections) = (b.timeout_ms.get(), b.entries.get());
-            Message::Prepare { generation, epoch, timeout_ms, connections }
+            let (timeout_ms, lanes) = (b.timeout_ms.get(), b.entries.get());
+            Message::Prepare { generation, epoch, timeout_ms, lanes }
         }
         kind::PREPARED | kind::COMMITTED | kind::ABORTED => {
             let (generation, epoch, b) = step();
@@ -599,12 +598,10 @@ impl Header {
             }
             Message::Acks(a) if a.entries > ACK_ENTRIES_MAX => return wrong(u64::from(a.entries)),
             Message::Acks(a) => u32::from(a.entries) * size_of::<RawAckEntry>() as u32,
-            Message::Prepare { connections, .. } if *connections > CONNECTIONS_MAX => {
-                return wrong(u64::from(*connections));
+            Message::Prepare { lanes, .. } if *lanes > LANES_MAX => {
+                return wrong(u64::from(*lanes));
             }
-            Message::Prepare { connections, .. } => {
-                u32::from(*connections) * size_of::<RawLastSequence>() as u32
-            }
+            Message::Prepare { lanes, .. } => u32::from(*lanes) * size_of::<RawLastSequence>() as u32,
             Message::Hello(h) | Message::HelloReply(h) => {
                 if h.volumes > VOLUMES_MAX || h.reactors == 0 || h.reactors > REACTORS_MAX {
                     return wrong(u64::from(h.volumes.max(h.reactors)));

@@ -66,12 +66,11 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             volume,
         })
     };
-    let acks = (any::<[u64; 5]>(), 0..=ACK_ENTRIES_MAX).prop_map(|(n, entries)| Acks {
+    let acks = (any::<[u64; 4]>(), 0..=ACK_ENTRIES_MAX).prop_map(|(n, entries)| Acks {
         generation: Generation(n[0]),
-        received_through: Sequence(n[1]),
-        applied_through: Sequence(n[2]),
-        buffer_used: n[3],
-        buffer_limit: n[4],
+        epoch: Epoch(n[1]),
+        buffer_used: n[2],
+        buffer_limit: n[3],
         entries,
     });
     let beat = || {
@@ -109,11 +108,9 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
         ordered().prop_map(|o| (Message::Flush(o), 0)),
         ordered().prop_map(|o| (Message::Resize(o), 0)),
         acks.prop_map(|a| (Message::Acks(a), u32::from(a.entries) * 16)),
-        (ids(), any::<u32>(), 0..=CONNECTIONS_MAX).prop_map(
-            |((generation, epoch), timeout_ms, connections)| {
-                (Message::Prepare { generation, epoch, timeout_ms, connections }, u32::from(connections) * 16)
-            }
-        ),
+        (ids(), any::<u32>(), 0..=LANES_MAX).prop_map(|((generation, epoch), timeout_ms, lanes)| {
+            (Message::Prepare { generation, epoch, timeout_ms, lanes }, u32::from(lanes) * 16)
+        }),
         (ids(), any::<u16>(), any::<u64>()).prop_map(|((generation, epoch), volume, bytes)| {
             (Message::SyncBegin { generation, epoch, volume, bytes }, 0)
         }),
@@ -226,8 +223,8 @@ fn a_refusal_is_understood_in_every_version() {
 #[test]
 fn ack_entries_survive_the_wire() {
     let entries = [
-        AckEntry { first: Sequence(7), count: 3, status: AckStatus::Applied },
-        AckEntry { first: Sequence(11), count: 1, status: AckStatus::WriteError },
+        AckEntry { volume: 2, first: Sequence(7), count: 3, status: AckStatus::Applied },
+        AckEntry { volume: 0, first: Sequence(11), count: 1, status: AckStatus::WriteError },
     ];
     let bytes: Vec<u8> = entries.iter().flat_map(|e| e.encode()).collect();
     let parsed: Vec<_> = AckEntry::parse_all(&bytes).expect("whole").map(|e| e.expect("valid")).collect();
@@ -236,6 +233,6 @@ fn ack_entries_survive_the_wire() {
 
 #[test]
 fn last_sequences_survive_the_wire() {
-    let list = [LastSequence { primary_reactor: 1, secondary_reactor: 0, sequence: Sequence(99) }];
+    let list = [LastSequence { primary_reactor: 1, secondary_reactor: 0, volume: 5, sequence: Sequence(99) }];
     assert_eq!(LastSequence::parse_all(&LastSequence::encode_all(&list)).expect("whole"), list);
 }

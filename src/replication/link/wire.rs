@@ -32,8 +32,8 @@ pub const VOLUMES_MAX: u16 = 128;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Reactors of a node, so also the data connections of one reactor.
 pub const REACTORS_MAX: u16 = 256;
-/// Sequences of a Prepare: one a data connection.
-pub const CONNECTIONS_MAX: u16 = 1024;
+/// Sequences of a Prepare, one a lane: 128 volumes over 128 pairs of reactors, 256 KiB.
+pub const LANES_MAX: u16 = 16384;
 
 /// Message types. Numbers are never used again.
 pub mod kind {
@@ -115,30 +115,27 @@ pub struct RawOrdered {
     pub reserved: [u8; 14],
 }
 
-/// Body of Acks.
+/// Body of Acks; the payload is `entries` × [`RawAckEntry`].
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawAcks {
     pub generation: U64,
-    /// Everything up to here is in the secondary's memory.
-    pub received_through: U64,
-    /// Everything up to here is on the secondary's disk, without an error.
-    pub applied_through: U64,
+    pub epoch: U64,
     /// Fill of the secondary's disk buffer.
     pub buffer_used: U64,
     pub buffer_limit: U64,
     pub entries: U16,
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 14],
 }
 
-/// Payload entry of Acks: writes beyond `applied_through`, or failed.
+/// Payload entry of Acks: `count` messages of one volume, from sequence `first` on.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawAckEntry {
     pub first: U64,
     pub count: U32,
     pub status: U16,
-    pub reserved: U16,
+    pub volume: U16,
 }
 
 /// Body of Prepare, Prepared, Commit, Committed, Abort, Aborted, SyncBegin, SyncEnd, Bye.
@@ -160,13 +157,14 @@ pub struct RawCheckpoint {
     pub reserved2: [u8; 8],
 }
 
-/// Payload entry of Prepare: the last sequence of the epoch on one data connection.
+/// Payload entry of Prepare: the last sequence of the epoch on one lane (a volume on a data connection).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawLastSequence {
     pub primary_reactor: U16,
     pub secondary_reactor: U16,
-    pub reserved: U32,
+    pub volume: U16,
+    pub reserved: U16,
     pub sequence: U64,
 }
 
@@ -256,7 +254,7 @@ const _: () = {
     assert!(offset_of!(RawWrite, offset) == 24 && offset_of!(RawWrite, len) == 32);
     assert!(offset_of!(RawWrite, volume) == 36);
     assert!(size_of::<RawOrdered>() == BODY_BYTES && offset_of!(RawOrdered, volume) == 32);
-    assert!(size_of::<RawAcks>() == BODY_BYTES && offset_of!(RawAcks, entries) == 40);
+    assert!(size_of::<RawAcks>() == BODY_BYTES && offset_of!(RawAcks, entries) == 32);
     assert!(size_of::<RawAckEntry>() == 16);
     assert!(size_of::<RawCheckpoint>() == BODY_BYTES && offset_of!(RawCheckpoint, value) == 32);
     assert!(size_of::<RawLastSequence>() == 16);
@@ -267,9 +265,9 @@ const _: () = {
     assert!(size_of::<RawVolume>() == 96 && offset_of!(RawVolume, name) == 32);
 };
 
-/// Longest payload of a control message: a hello with all its volumes, or a Prepare with all its connections.
+/// Longest payload of a control message: a hello with all its volumes, or a Prepare with all its lanes.
 pub const CONTROL_BYTES_MAX: u32 = {
     let hello = size_of::<RawGroup>() + VOLUMES_MAX as usize * size_of::<RawVolume>();
-    let prepare = CONNECTIONS_MAX as usize * size_of::<RawLastSequence>();
+    let prepare = LANES_MAX as usize * size_of::<RawLastSequence>();
     (if hello > prepare { hello } else { prepare }) as u32
 };
