@@ -67,7 +67,7 @@ pub mod flag {
     pub const FUA: u16 = 1 << 1;
     /// Write: zeroes over the whole length, no payload.
     pub const ZEROES: u16 = 1 << 2;
-    /// Write: copied by a synchronisation, not written by a host.
+    /// Write: sent while a full synchronisation runs, so that its original is not worth keeping.
     pub const SYNC_COPY: u16 = 1 << 3;
     pub const ALL: u16 = PAYLOAD_CRC | FUA | ZEROES | SYNC_COPY;
 }

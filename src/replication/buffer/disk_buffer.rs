@@ -1,0 +1,354 @@
+//! The chain of undo layers and the overlay: their life from opening an epoch to giving the memory back.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::index::{GRANULES_MAX, LeafPool, Place};
+use super::layer::{Layer, PageRuns, PageSource, Supply};
+use super::quota::{Claim, Quota};
+use super::{BufferError, GRANULE_BYTES_MAX, GRANULE_BYTES_MIN, Granule};
+use crate::env::{Buf, SgList};
+use crate::replication::Epoch;
+
+/// Undo layers that wait for their memory to go back keep at most this many names; more are recycled at once.
+const RETIRED_MAX: usize = 64;
+
+pub struct DiskBuffer {
+    pub(super) granule_shift: u32,
+    pub(super) volume_bytes: u64,
+    pub(super) undo: VecDeque<(Epoch, Layer)>,
+    pub(super) overlay: Layer,
+    retired: Vec<Layer>,
+    pub(super) supply: Supply,
+    pinned_bytes: u64,
+}
+
+/// Bytes by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BufferUsage {
+    /// Pages of originals.
+    pub undo_bytes: u64,
+    /// Pages of the secondary's own writes.
+    pub overlay_bytes: u64,
+    /// Payloads that stand in for a disk that hangs.
+    pub redo_bytes: u64,
+    /// Chunks that all layers hold, those on their way back included.
+    pub held_bytes: u64,
+    /// Indexes, lists, heads.
+    pub bookkeeping_bytes: u64,
+}
+
+/// Pages of an epoch's undo layer that wait for the originals which a read is to put into them.
+///
+/// Dropping it without [`DiskBuffer::preserve`] or [`DiskBuffer::cancel`] is safe: the pages go back with their layer,
+/// and the memory not before the last handle to it is gone, so a read that hangs may still write to it.
+pub struct Reservation {
+    epoch: Epoch,
+    runs: PageRuns,
+    bufs: SgList,
+}
+
+impl Reservation {
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    pub fn granules(&self) -> u32 {
+        self.runs.iter().map(|run| run.count).sum()
+    }
+
+    /// The pages as the first `len` bytes of them; nearly always one buffer.
+    pub fn buffers(&self, len: usize) -> SgList {
+        let mut left = len;
+        let parts = self.bufs.iter().map(|buf| {
+            let part = left.min(buf.len());
+            left -= part;
+            buf.slice(0, part)
+        });
+        parts.filter(|buf| !buf.is_empty()).collect()
+    }
+}
+
+impl DiskBuffer {
+    /// `granule_bytes` is a power of two. No epoch is open yet.
+    pub fn new(
+        granule_bytes: u32,
+        volume_bytes: u64,
+        source: Rc<dyn PageSource>,
+        quota: Arc<Quota>,
+    ) -> Result<DiskBuffer, BufferError> {
+        if !granule_bytes.is_power_of_two()
+            || !(GRANULE_BYTES_MIN..=GRANULE_BYTES_MAX).contains(&granule_bytes)
+        {
+            return Err(BufferError::GranuleSize);
+        }
+        let granule_shift = granule_bytes.trailing_zeros();
+        if volume_bytes.div_ceil(u64::from(granule_bytes)) > GRANULES_MAX {
+            return Err(BufferError::OutOfRange);
+        }
+        Ok(DiskBuffer {
+            granule_shift,
+            volume_bytes,
+            undo: VecDeque::new(),
+            overlay: Layer::new(Claim::Overlay, granule_shift),
+            retired: Vec::new(),
+            supply: Supply { source, quota, leaves: LeafPool::default() },
+            pinned_bytes: 0,
+        })
+    }
+
+    pub fn granule_bytes(&self) -> u64 {
+        1 << self.granule_shift
+    }
+
+    pub fn granule_of(&self, offset: u64) -> Granule {
+        Granule(offset >> self.granule_shift)
+    }
+
+    /// The bytes of a granule; the last one of a volume may be short.
+    pub fn granule_range(&self, granule: Granule) -> Range<u64> {
+        let start = granule.0 << self.granule_shift;
+        start..(start + self.granule_bytes()).min(self.volume_bytes)
+    }
+
+    /// The granules that a range of bytes touches.
+    pub fn granules(&self, range: &Range<u64>) -> Range<u64> {
+        range.start >> self.granule_shift..range.end.div_ceil(self.granule_bytes())
+    }
+
+    /// The volume was resized. What the buffer holds beyond a smaller size is not read any more.
+    pub fn set_volume_bytes(&mut self, volume_bytes: u64) {
+        self.volume_bytes = volume_bytes;
+    }
+
+    pub fn quota(&self) -> &Arc<Quota> {
+        &self.supply.quota
+    }
+
+    /// Opens an epoch above all that are open: originals of its writes go into a layer of its own. O(1).
+    pub fn open_epoch(&mut self, epoch: Epoch) -> Result<(), BufferError> {
+        if self.undo.back().is_some_and(|(last, _)| *last >= epoch) {
+            return Err(BufferError::EpochOrder(epoch));
+        }
+        self.undo.push_back((epoch, Layer::new(Claim::Undo, self.granule_shift)));
+        Ok(())
+    }
+
+    /// Uncommitted epochs, oldest first.
+    pub fn epochs(&self) -> impl Iterator<Item = Epoch> {
+        self.undo.iter().map(|(epoch, _)| *epoch)
+    }
+
+    /// Drops the undo layers of all epochs through `epoch`: they are committed. O(1) a layer.
+    pub fn drop_through(&mut self, epoch: Epoch) {
+        while self.undo.front().is_some_and(|(oldest, _)| *oldest <= epoch) {
+            if let Some((_, layer)) = self.undo.pop_front() {
+                self.retire(layer);
+            }
+        }
+    }
+
+    /// Drops the overlay: the secondary's VM starts again from the checkpoint. O(1).
+    pub fn drop_overlay(&mut self) {
+        let layer = std::mem::replace(&mut self.overlay, Layer::new(Claim::Overlay, self.granule_shift));
+        self.retire(layer);
+    }
+
+    fn retire(&mut self, layer: Layer) {
+        if layer.held_bytes() > 0 || !layer.is_empty() {
+            self.retired.push(layer);
+            if self.retired.len() > RETIRED_MAX {
+                self.recycle_step(usize::MAX);
+            }
+        }
+    }
+
+    /// Gives memory of dropped layers back: at most about `budget` chunks (2 MiB of originals, 64 KiB of overlay, or 4
+    /// KiB of index). `true` when nothing is left to do.
+    pub fn recycle_step(&mut self, budget: usize) -> bool {
+        while let Some(layer) = self.retired.last_mut() {
+            if !layer.recycle(&mut self.supply, budget) {
+                return false;
+            }
+            self.retired.pop();
+            if budget != usize::MAX {
+                break;
+            }
+        }
+        self.retired.is_empty()
+    }
+
+    fn layer(&self, epoch: Epoch) -> Result<&Layer, BufferError> {
+        let found = self.undo.iter().rev().find(|(e, _)| *e == epoch);
+        found.map(|(_, layer)| layer).ok_or(BufferError::NoLayer(epoch))
+    }
+
+    fn with_layer<R>(
+        &mut self,
+        epoch: Epoch,
+        f: impl FnOnce(&mut Layer, &mut Supply) -> Result<R, BufferError>,
+    ) -> Result<R, BufferError> {
+        match self.undo.iter_mut().rev().find(|(e, _)| *e == epoch) {
+            Some((_, layer)) => f(layer, &mut self.supply),
+            None => Err(BufferError::NoLayer(epoch)),
+        }
+    }
+
+    /// Whether the granule's original is kept for `epoch`.
+    pub fn contains(&self, epoch: Epoch, granule: Granule) -> bool {
+        self.layer(epoch).is_ok_and(|layer| layer.get(granule).is_some())
+    }
+
+    /// The granules of a range whose originals must be read before a write of `epoch`, in runs.
+    pub fn absent_runs(
+        &self,
+        epoch: Epoch,
+        granules: Range<u64>,
+    ) -> Result<SmallVec<[Range<u64>; 2]>, BufferError> {
+        let layer = self.layer(epoch)?;
+        let mut runs: SmallVec<[Range<u64>; 2]> = SmallVec::new();
+        for granule in granules {
+            if layer.get(Granule(granule)).is_some() {
+                continue;
+            }
+            match runs.last_mut() {
+                Some(run) if run.end == granule => run.end += 1,
+                _ => runs.push(granule..granule + 1),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Takes pages for the originals of `count` granules.
+    pub fn reserve(&mut self, epoch: Epoch, count: u32) -> Result<Reservation, BufferError> {
+        self.with_layer(epoch, |layer, supply| {
+            let runs = layer.reserve(supply, count)?;
+            let bufs = runs.iter().filter_map(|run| layer.pages(run.first, run.count)).collect();
+            Ok(Reservation { epoch, runs, bufs })
+        })
+    }
+
+    /// Gives pages back whose read will not happen, or failed and has ended.
+    pub fn cancel(&mut self, reservation: Reservation) {
+        let release = |layer: &mut Layer, _: &mut Supply| {
+            layer.release(&reservation.runs);
+            Ok(())
+        };
+        // A layer that is gone took its pages along.
+        let _ = self.with_layer(reservation.epoch, release);
+    }
+
+    /// The reservation's pages now hold the originals of consecutive granules from `first` on: inserts each that is
+    /// absent. Granules of zeroes keep no page. Returns how many were absent.
+    pub fn preserve(&mut self, first: Granule, reservation: Reservation) -> Result<u32, BufferError> {
+        let last = Granule(first.0 + u64::from(reservation.granules()).saturating_sub(1));
+        let tail = self.granule_range(last);
+        let tail_bytes = tail.end.saturating_sub(tail.start) as usize;
+        self.with_layer(reservation.epoch, |layer, supply| {
+            let mut granule = first;
+            let mut inserted = 0;
+            for (run, buf) in reservation.runs.iter().zip(&reservation.bufs) {
+                for (at, page) in (run.first..run.first + run.count).enumerate() {
+                    let len = if granule == last { tail_bytes } else { layer.granule_bytes() };
+                    let content = buf.slice(at * layer.granule_bytes(), len);
+                    inserted += u32::from(insert(layer, supply, granule, page, &content)?);
+                    granule.0 += 1;
+                }
+            }
+            Ok(inserted)
+        })
+    }
+
+    /// The original of a granule is known to be zeroes. `true` if it was absent.
+    pub fn preserve_zeroes(&mut self, epoch: Epoch, granule: Granule) -> Result<bool, BufferError> {
+        self.with_layer(epoch, |layer, supply| {
+            let absent = layer.get(granule).is_none();
+            if absent {
+                layer.put(supply, granule, Place::Zero)?;
+            }
+            Ok(absent)
+        })
+    }
+
+    /// Makes granules absent from every map: what is now on disk is their content.
+    pub fn forget(&mut self, granules: Range<u64>) {
+        for layer in self.undo.iter_mut().map(|(_, layer)| layer).chain([&mut self.overlay]) {
+            if !layer.is_empty() {
+                granules.clone().for_each(|granule| {
+                    layer.forget(Granule(granule));
+                });
+            }
+        }
+    }
+
+    /// Counts a payload that stands in for a disk that hangs against the quota. `false`: no room.
+    pub fn pin(&mut self, bytes: u64) -> bool {
+        let taken = self.supply.quota.take(Claim::Undo, bytes);
+        if taken {
+            self.pinned_bytes += bytes;
+        }
+        taken
+    }
+
+    /// The payload was let go.
+    pub fn unpin(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.pinned_bytes);
+        self.pinned_bytes -= bytes;
+        self.supply.quota.give_back(bytes);
+    }
+
+    /// Granules in undo layers and overlay; a granule counts in each layer that has it.
+    pub fn buffered_granules(&self) -> (u64, u64) {
+        (self.undo.iter().map(|(_, layer)| layer.granules()).sum(), self.overlay.granules())
+    }
+
+    pub fn usage(&self) -> BufferUsage {
+        let mut usage = BufferUsage {
+            overlay_bytes: self.overlay.data_bytes(),
+            redo_bytes: self.pinned_bytes,
+            ..BufferUsage::default()
+        };
+        for (_, layer) in &self.undo {
+            usage.undo_bytes += layer.data_bytes();
+        }
+        let layers = self.undo.iter().map(|(_, layer)| layer).chain([&self.overlay]).chain(&self.retired);
+        for layer in layers {
+            usage.held_bytes += layer.held_bytes();
+            usage.bookkeeping_bytes += layer.bookkeeping_bytes();
+        }
+        usage.bookkeeping_bytes += size_of::<DiskBuffer>() as u64 + self.supply.leaves.bytes();
+        usage
+    }
+}
+
+/// Inserts one original if it is absent; its page is free again if it is not needed.
+fn insert(
+    layer: &mut Layer,
+    supply: &mut Supply,
+    granule: Granule,
+    page: u32,
+    content: &Buf,
+) -> Result<bool, BufferError> {
+    let absent = layer.get(granule).is_none();
+    let place = if absent && !content.is_zero() { Place::Page(page) } else { Place::Zero };
+    if place == Place::Zero {
+        layer.free_pages(page, 1);
+    }
+    if absent {
+        layer.put(supply, granule, place)?;
+    }
+    Ok(absent)
+}
+
+impl Drop for DiskBuffer {
+    fn drop(&mut self) {
+        self.drop_through(Epoch(u64::MAX));
+        self.drop_overlay();
+        self.recycle_step(usize::MAX);
+        self.supply.quota.give_back(self.pinned_bytes);
+    }
+}
