@@ -5,9 +5,12 @@
 //! `cargo +nightly fuzz run nvme_tcp -- -max_total_time=300` (or `link`, `jsonrpc`), in the project's folder.
 #![allow(dead_code, reason = "each fuzz target is a program of its own and uses one of these")]
 
-use lockstep::control::jsonrpc::{self, FrameReader};
+use lockstep::control::jsonrpc::{self, FrameReader, Incoming, Request};
+use lockstep::control::registry::Registry;
+use lockstep::control;
 use lockstep::nvme::tcp::{self, Digests, Direction, Rules};
 use lockstep::replication::link;
+use std::sync::OnceLock;
 
 /// The NVMe/TCP PDU parser, for every direction and digest setting. Whatever it accepts lies inside what it was given.
 pub fn nvme_tcp(data: &[u8]) {
@@ -54,7 +57,21 @@ pub fn jsonrpc(data: &[u8]) {
     let (first, second) = data.split_at(data.len() / 2);
     assert_eq!(whole, frames(&[first, second], LIMIT), "frames do not depend on how the bytes arrive");
     for frame in whole {
-        let _ = jsonrpc::parse(&frame);
+        match jsonrpc::parse(&frame) {
+            Ok(Incoming::Single(Ok(request))) => check_params(request),
+            Ok(Incoming::Batch(requests)) => requests.into_iter().flatten().for_each(check_params),
+            Ok(Incoming::Single(Err(_))) | Err(_) => {}
+        }
+    }
+}
+
+/// Every method reads its parameters, whatever they are.
+fn check_params(request: Request) {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    let registry = REGISTRY.get_or_init(|| Registry::new(control::families()));
+    if let Some(method) = registry.find(&request.method) {
+        // Refusing is as good as accepting; only a panic is a finding.
+        let _ = method.check(request.params);
     }
 }
 

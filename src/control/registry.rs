@@ -62,6 +62,7 @@ pub struct Method {
     /// Parameters of the reference's example; empty if there are none.
     pub example: &'static str,
     fields: fn() -> Vec<Field>,
+    check: fn(Option<Value>) -> Result<(), RpcError>,
     handler: Handler,
 }
 
@@ -85,6 +86,7 @@ impl Method {
             errors: &[],
             example: "",
             fields: P::fields,
+            check: |params| params::read::<P>(params).map(|_| ()),
             handler: Box::new(move |node, params| {
                 let result = handler(node, params::read(params)?)?;
                 serde_json::to_value(result)
@@ -116,6 +118,11 @@ impl Method {
     /// Adds older names.
     pub fn aliases(self, aliases: &'static [&'static str]) -> Method {
         Method { aliases, ..self }
+    }
+
+    /// Whether a call with these parameters would reach the handler.
+    pub fn check(&self, params: Option<Value>) -> Result<(), RpcError> {
+        (self.check)(params)
     }
 
     /// Its parameters, for the reference.
@@ -179,6 +186,12 @@ impl Registry {
         self.index.get(name).map(|(f, m, _)| &self.families[*f].methods[*m])
     }
 
+    /// As `find`; an error if there is none.
+    pub fn expect(&self, name: &str) -> Result<&Method, RpcError> {
+        self.find(name)
+            .ok_or_else(|| RpcError::new(error::METHOD_NOT_FOUND, format!("Method not found: '{name}'")))
+    }
+
     /// Calls a method, if the node's state allows it.
     pub fn call(&self, node: &Arc<Node>, name: &str, params: Option<Value>) -> Result<Value, RpcError> {
         if let Some(method) = self.find(name)
@@ -197,9 +210,7 @@ impl Registry {
         name: &str,
         params: Option<Value>,
     ) -> Result<Value, RpcError> {
-        let method = self
-            .find(name)
-            .ok_or_else(|| RpcError::new(error::METHOD_NOT_FOUND, format!("Method not found: '{name}'")))?;
+        let method = self.expect(name)?;
         catch_unwind(AssertUnwindSafe(|| (method.handler)(node, params))).unwrap_or_else(|_| {
             tracing::error!(method = name, "a handler panicked; this is a bug, please report it");
             Err(RpcError::internal(format!("{name} failed inside; see the log")))
