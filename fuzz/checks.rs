@@ -5,9 +5,9 @@
 //! `cargo +nightly fuzz run nvme_tcp -- -max_total_time=300` (or `link`, `jsonrpc`), in the project's folder.
 #![allow(dead_code, reason = "each fuzz target is a program of its own and uses one of these")]
 
+use lockstep::control;
 use lockstep::control::jsonrpc::{self, FrameReader, Incoming, Request};
 use lockstep::control::registry::Registry;
-use lockstep::control;
 use lockstep::nvme::tcp::{self, Digests, Direction, Rules};
 use lockstep::replication::link;
 use std::sync::OnceLock;
