@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod core;
 pub mod link;
+pub mod metadata;
 mod words;
 
 pub use words::{Epoch, Generation, Sequence};
