@@ -17,8 +17,15 @@ use crate::replication::Epoch;
 /// Undo layers that wait for their memory to go back keep at most this many names; more are recycled at once.
 const RETIRED_MAX: usize = 64;
 
+/// A layer marks which of about so many regions of the volume it has granules in: 8 KiB.
+const REGIONS: u64 = 1 << 16;
+/// A region has at least 1024 granules.
+const REGION_SHIFT_MIN: u32 = 10;
+
 pub struct DiskBuffer {
     pub(super) granule_shift: u32,
+    /// Granules of a region, as a shift.
+    pub(super) region_shift: u32,
     pub(super) volume_bytes: u64,
     pub(super) undo: VecDeque<(Epoch, Layer)>,
     pub(super) overlay: Layer,
@@ -87,14 +94,18 @@ impl DiskBuffer {
             return Err(BufferError::GranuleSize);
         }
         let granule_shift = granule_bytes.trailing_zeros();
-        if volume_bytes.div_ceil(u64::from(granule_bytes)) > GRANULES_MAX {
+        let granules = volume_bytes.div_ceil(u64::from(granule_bytes));
+        if granules > GRANULES_MAX {
             return Err(BufferError::OutOfRange);
         }
+        let region_shift =
+            (granules.div_ceil(REGIONS).next_power_of_two().trailing_zeros()).max(REGION_SHIFT_MIN);
         Ok(DiskBuffer {
             granule_shift,
+            region_shift,
             volume_bytes,
             undo: VecDeque::new(),
-            overlay: Layer::new(Claim::Overlay, granule_shift),
+            overlay: Layer::new(Claim::Overlay, granule_shift, region_shift),
             retired: Vec::new(),
             supply: Supply { source, quota, leaves: LeafPool::default() },
             pinned_bytes: 0,
@@ -134,7 +145,7 @@ impl DiskBuffer {
         if self.undo.back().is_some_and(|(last, _)| *last >= epoch) {
             return Err(BufferError::EpochOrder(epoch));
         }
-        self.undo.push_back((epoch, Layer::new(Claim::Undo, self.granule_shift)));
+        self.undo.push_back((epoch, Layer::new(Claim::Undo, self.granule_shift, self.region_shift)));
         Ok(())
     }
 
@@ -154,7 +165,10 @@ impl DiskBuffer {
 
     /// Drops the overlay: the secondary's VM starts again from the checkpoint. O(1).
     pub fn drop_overlay(&mut self) {
-        let layer = std::mem::replace(&mut self.overlay, Layer::new(Claim::Overlay, self.granule_shift));
+        let layer = std::mem::replace(
+            &mut self.overlay,
+            Layer::new(Claim::Overlay, self.granule_shift, self.region_shift),
+        );
         self.retire(layer);
     }
 
@@ -187,7 +201,7 @@ impl DiskBuffer {
         found.map(|(_, layer)| layer).ok_or(BufferError::NoLayer(epoch))
     }
 
-    fn with_layer<R>(
+    pub(super) fn with_layer<R>(
         &mut self,
         epoch: Epoch,
         f: impl FnOnce(&mut Layer, &mut Supply) -> Result<R, BufferError>,

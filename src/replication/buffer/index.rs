@@ -274,18 +274,6 @@ impl Index {
         true
     }
 
-    pub fn leaf_count(&self) -> usize {
-        self.leaves.len()
-    }
-
-    /// Appends the granules of one leaf, in no order. Complete over all leaves while nothing is inserted meanwhile.
-    pub fn leaf_granules(&self, leaf: usize, out: &mut Vec<u64>) {
-        if let Some(leaf) = self.leaves.get(leaf) {
-            let live = leaf.slots.iter().filter(|&&slot| slot != EMPTY && decode(slot).is_some());
-            out.extend(live.map(|&slot| slot >> PLACE_BITS));
-        }
-    }
-
     /// Takes the index apart, at most `budget` leaves at a time. `true` when nothing is left.
     pub fn recycle(&mut self, pool: &mut LeafPool, budget: usize) -> bool {
         self.len = 0;
@@ -343,10 +331,6 @@ mod tests {
             for (&g, &place) in &model {
                 prop_assert_eq!(index.get(g), Some(place));
             }
-            let mut all = Vec::new();
-            (0..index.leaf_count()).for_each(|leaf| index.leaf_granules(leaf, &mut all));
-            all.sort_unstable();
-            prop_assert_eq!(all, model.keys().copied().collect::<Vec<_>>());
         }
     }
 
@@ -356,7 +340,7 @@ mod tests {
         for g in 0..10_000 {
             assert_eq!(index.insert(&mut pool, g, Place::Zero), Ok(None));
         }
-        let leaves = index.leaf_count();
+        let leaves = index.leaves.len();
         assert!(!index.recycle(&mut pool, leaves - 1));
         assert!(index.recycle(&mut pool, 10));
         assert_eq!((index.len(), index.get(5)), (0, None));

@@ -4,6 +4,7 @@
 //! is dropping its chunks. A page that may be in use outside (its chunk has handles other than the layer's own) is never
 //! written: what replaces it gets another page.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -68,6 +69,10 @@ pub(super) struct Layer {
     next: u32,
     /// Pages whose content was replaced; usable once their chunk has no other user.
     free: Vec<u32>,
+    /// A bit for each region of the volume that may have granules here: the layer is hashed, and this finds the next
+    /// granule in address order without sorting it.
+    regions: Vec<Cell<u64>>,
+    region_shift: u32,
     granule_shift: u32,
     /// Pages of a largest chunk, as a shift.
     chunk_shift: u32,
@@ -78,7 +83,7 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn new(claim: Claim, granule_shift: u32) -> Layer {
+    pub(super) fn new(claim: Claim, granule_shift: u32, region_shift: u32) -> Layer {
         let largest = match claim {
             Claim::Undo => UNDO_CHUNK_BYTES,
             Claim::Overlay => OVERLAY_CHUNK_BYTES,
@@ -89,6 +94,8 @@ impl Layer {
             chunks: Vec::new(),
             next: 0,
             free: Vec::new(),
+            regions: Vec::new(),
+            region_shift,
             granule_shift,
             chunk_shift,
             claim,
@@ -109,10 +116,6 @@ impl Layer {
         self.index.get(granule.0)
     }
 
-    pub(super) fn index(&self) -> &Index {
-        &self.index
-    }
-
     pub(super) fn granule_bytes(&self) -> usize {
         1 << self.granule_shift
     }
@@ -128,7 +131,9 @@ impl Layer {
     }
 
     pub(super) fn bookkeeping_bytes(&self) -> u64 {
-        let lists = self.chunks.capacity() * size_of::<Chunk>() + self.free.capacity() * size_of::<u32>();
+        let lists = self.chunks.capacity() * size_of::<Chunk>()
+            + self.free.capacity() * size_of::<u32>()
+            + self.regions.capacity() * size_of::<u64>();
         self.index.bytes() + (lists + size_of::<Layer>()) as u64
     }
 
@@ -252,7 +257,36 @@ impl Layer {
         if let Some(Place::Page(old)) = self.index.insert(&mut supply.leaves, granule.0, place)? {
             self.free_pages(old, 1);
         }
+        let region = granule.0 >> self.region_shift;
+        let (word, bit) = ((region / 64) as usize, 1 << (region % 64));
+        if word >= self.regions.len() {
+            self.regions.resize(word + 1, Cell::new(0));
+        }
+        self.regions[word].set(self.regions[word].get() | bit);
         Ok(())
+    }
+
+    /// The first region from `region` on that may have granules.
+    pub(super) fn next_region(&self, region: u64) -> Option<u64> {
+        if self.is_empty() {
+            return None;
+        }
+        let first = (region / 64) as usize;
+        let words = self.regions.iter().enumerate().skip(first).map(|(at, word)| {
+            let from = if at == first { !0 << (region % 64) } else { !0 };
+            (at as u64, word.get() & from)
+        });
+        words
+            .into_iter()
+            .find(|(_, bits)| *bits != 0)
+            .map(|(at, bits)| at * 64 + u64::from(bits.trailing_zeros()))
+    }
+
+    /// The region turned out to have none.
+    pub(super) fn clear_region(&self, region: u64) {
+        if let Some(word) = self.regions.get((region / 64) as usize) {
+            word.set(word.get() & !(1 << (region % 64)));
+        }
     }
 
     /// The granule's page for writing in place: its own if nobody else can see it.
@@ -280,6 +314,7 @@ impl Layer {
         for _ in 0..budget {
             let Some(chunk) = self.chunks.pop() else {
                 self.free = Vec::new();
+                self.regions = Vec::new();
                 self.pages_used = 0;
                 return self.index.recycle(&mut supply.leaves, budget);
             };

@@ -11,7 +11,7 @@
 //! the volume, granules are numbered over the whole volume.
 
 mod disk_buffer;
-mod flush;
+mod granules;
 pub mod index;
 mod layer;
 mod overlay;
@@ -19,7 +19,6 @@ mod quota;
 mod view;
 
 pub use disk_buffer::{BufferUsage, DiskBuffer, Reservation};
-pub use flush::{Flush, FlushKeep, FlushRun, FlushStep};
 pub use layer::{OVERLAY_CHUNK_BYTES, PageSource, ReactorPages, UNDO_CHUNK_BYTES};
 pub use overlay::{Fill, OverlayData};
 pub use quota::{Claim, Quota};

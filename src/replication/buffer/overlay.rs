@@ -15,27 +15,44 @@ use crate::env::Buf;
 /// What is written.
 #[derive(Clone, Copy)]
 pub enum OverlayData<'a> {
-    /// Exactly the range's bytes.
-    Bytes(&'a [Buf]),
+    /// As many bytes as the range has, from a position in the list on.
+    Bytes {
+        list: &'a [Buf],
+        from: usize,
+    },
     Zeroes,
 }
 
 /// Content of a granule as the view has it, read by the caller.
-pub struct Fill {
+#[derive(Clone, Copy)]
+pub struct Fill<'a> {
     pub granule: Granule,
     /// The whole granule; a short one at the end of the volume.
-    pub content: Buf,
+    pub content: &'a [Buf],
 }
 
 /// Walks along a list of buffers.
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     list: &'a [Buf],
     at: usize,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    pub(super) fn new(mut list: &'a [Buf], mut at: usize) -> Cursor<'a> {
+        while let Some(buf) = list.first().filter(|buf| buf.len() <= at) {
+            at -= buf.len();
+            list = &list[1..];
+        }
+        Cursor { list, at }
+    }
+
+    /// Copies the next bytes into `to`.
+    pub(super) fn copy_to(&mut self, to: &Buf, offset: usize, len: usize) {
+        self.take(len, |done, buf, at, part| to.copy_from(offset + done, buf, at, part));
+    }
+
     /// Calls `f` with (offset in the taken bytes, buffer, offset in the buffer, length) for the next `len` bytes.
-    fn take(&mut self, len: usize, mut f: impl FnMut(usize, &Buf, usize, usize)) {
+    pub(super) fn take(&mut self, len: usize, mut f: impl FnMut(usize, &Buf, usize, usize)) {
         let mut done = 0;
         while done < len {
             let Some(buf) = self.list.first() else { return };
@@ -50,7 +67,7 @@ impl Cursor<'_> {
         }
     }
 
-    fn is_zero(&self, len: usize) -> bool {
+    pub(super) fn is_zero(&self, len: usize) -> bool {
         let mut zero = true;
         let mut ahead = Cursor { list: self.list, at: self.at };
         ahead.take(len, |_, buf, at, part| zero = zero && buf.slice(at, part).is_zero());
@@ -96,7 +113,7 @@ impl DiskBuffer {
         &mut self,
         range: Range<u64>,
         data: OverlayData<'_>,
-        fills: &[Fill],
+        fills: &[Fill<'_>],
     ) -> Result<(), BufferError> {
         self.check_range(&range)?;
         let missing =
@@ -114,8 +131,8 @@ impl DiskBuffer {
         }
         let mut pages = Pages { runs: self.overlay.reserve(&self.supply, wanted)? };
         let mut cursor = match data {
-            OverlayData::Bytes(list) => Cursor { list, at: 0 },
-            OverlayData::Zeroes => Cursor { list: &[], at: 0 },
+            OverlayData::Bytes { list, from } => Cursor::new(list, from),
+            OverlayData::Zeroes => Cursor::new(&[], 0),
         };
         let mut outcome = Ok(());
         for granule in granules.map(Granule) {
@@ -135,14 +152,14 @@ impl DiskBuffer {
         data: OverlayData<'_>,
         cursor: &mut Cursor<'_>,
         pages: &mut Pages,
-        fills: &[Fill],
+        fills: &[Fill<'_>],
     ) -> Result<(), BufferError> {
         let whole = self.granule_range(granule);
         let part = range.start.max(whole.start)..range.end.min(whole.end);
         let (at, len) = ((part.start - whole.start) as usize, (part.end - part.start) as usize);
         let zeroes = match data {
             OverlayData::Zeroes => true,
-            OverlayData::Bytes(_) => part == whole && cursor.is_zero(len),
+            OverlayData::Bytes { .. } => part == whole && cursor.is_zero(len),
         };
         if zeroes && part == whole {
             cursor.take(len, |_, _, _, _| {});
@@ -157,9 +174,7 @@ impl DiskBuffer {
             self.fill_page(granule, &page, fills)?;
         }
         match data {
-            OverlayData::Bytes(_) => {
-                cursor.take(len, |done, buf, from, part| page.copy_from(at + done, buf, from, part))
-            }
+            OverlayData::Bytes { .. } => cursor.copy_to(&page, at, len),
             OverlayData::Zeroes => page.fill(at, len, 0),
         }
         if let Some(number) = new {
@@ -169,7 +184,7 @@ impl DiskBuffer {
     }
 
     /// Puts the granule's content as the view has it into a new page.
-    fn fill_page(&self, granule: Granule, page: &Buf, fills: &[Fill]) -> Result<(), BufferError> {
+    fn fill_page(&self, granule: Granule, page: &Buf, fills: &[Fill<'_>]) -> Result<(), BufferError> {
         let found = self.overlay.get(granule).map(|place| (&self.overlay, place));
         match found.or_else(|| self.find_undo(granule)) {
             Some((_, Place::Zero)) => page.fill(0, page.len(), 0),
@@ -180,7 +195,7 @@ impl DiskBuffer {
             None => {
                 let fill = fills.iter().find(|fill| fill.granule == granule);
                 let fill = fill.ok_or(BufferError::FillMissing(granule))?;
-                page.copy_from(0, &fill.content, 0, page.len().min(fill.content.len()));
+                Cursor::new(fill.content, 0).copy_to(page, 0, page.len());
             }
         }
         Ok(())

@@ -77,31 +77,28 @@ fn read_view(buffer: &DiskBuffer, range: Range<u64>, disk: &[u8]) -> Vec<u8> {
     content
 }
 
-/// Carries a flush out, and checks its order.
-fn drain(buffer: &DiskBuffer, mut flush: Flush, max_granules: u32, disk: &mut [u8]) {
-    let mut position = (Map::Undo, 0);
-    loop {
-        match flush.step(buffer, max_granules) {
-            FlushStep::Working => {}
-            FlushStep::Done => return,
-            FlushStep::Write(run) => {
-                if position.0 != run.map {
-                    position = (run.map, 0);
-                }
-                assert!(run.range.start >= position.1, "address order");
-                assert!(run.range.end - run.range.start <= u64::from(max_granules) * buffer.granule_bytes());
-                position.1 = run.range.end;
-                let target = &mut disk[run.range.start as usize..run.range.end as usize];
-                match run.data {
-                    None => target.fill(0),
-                    Some(list) => {
-                        let content: Vec<u8> = list.iter().flat_map(bytes).collect();
-                        target.copy_from_slice(&content);
-                    }
-                }
-            }
+fn data(list: &[Buf]) -> OverlayData<'_> {
+    OverlayData::Bytes { list, from: 0 }
+}
+
+/// Takes everything to the disk in runs, as after a failover.
+fn drain(buffer: &mut DiskBuffer, max_granules: u32, disk: &mut [u8]) {
+    let mut from = Granule(0);
+    while let Some((range, content)) = buffer.next_run(from, max_granules) {
+        assert!(range.start >= from.0 * buffer.granule_bytes(), "address order");
+        let granules = buffer.granules(&range);
+        assert!(granules.end - granules.start <= u64::from(max_granules));
+        let target = &mut disk[range.start as usize..range.end as usize];
+        match content {
+            Content::Bytes(buf) => buf.read_at(0, target),
+            Content::Zeroes => target.fill(0),
+            Content::OnDisk => panic!("a run that is not in memory"),
         }
+        buffer.forget(granules.clone());
+        from = Granule(granules.end);
     }
+    assert_eq!(buffer.next_buffered(Granule(0)), None);
+    assert_eq!(buffer.buffered_granules().1, 0);
 }
 
 #[test]
@@ -110,7 +107,7 @@ fn a_checkpoint_drops_both_maps_and_memory_comes_back_in_steps() {
     let disk = vec![7; 16 * MIB as usize];
     buffer.open_epoch(Epoch(1)).expect("first");
     preserve(&mut buffer, Epoch(1), 0..4096, &disk).expect("room");
-    buffer.overlay_write(0..MIB, OverlayData::Bytes(&[heap(&vec![9; MIB as usize])]), &[]).expect("room");
+    buffer.overlay_write(0..MIB, data(&[heap(&vec![9; MIB as usize])]), &[]).expect("room");
     buffer.open_epoch(Epoch(2)).expect("second");
     preserve(&mut buffer, Epoch(2), 5..6, &disk).expect("room");
     assert_eq!(buffer.usage().undo_bytes, 16 * MIB + 4096);
@@ -144,11 +141,11 @@ fn a_run_of_originals_is_one_buffer() {
 #[test]
 fn a_page_in_a_readers_hands_is_not_written() {
     let mut buffer = buffer_of(4096, MIB, MIB);
-    buffer.overlay_write(0..4096, OverlayData::Bytes(&[heap(&[1; 4096])]), &[]).expect("room");
+    buffer.overlay_write(0..4096, data(&[heap(&[1; 4096])]), &[]).expect("room");
     let Some(Piece { content: Content::Bytes(held), .. }) = buffer.view(0..4096).next() else {
         panic!("a page of the overlay")
     };
-    buffer.overlay_write(100..200, OverlayData::Bytes(&[heap(&[2; 100])]), &[]).expect("room");
+    buffer.overlay_write(100..200, data(&[heap(&[2; 100])]), &[]).expect("room");
     assert_eq!(bytes(&held), [1; 4096]);
     let mut expected = [1; 4096];
     expected[100..200].fill(2);
@@ -156,7 +153,7 @@ fn a_page_in_a_readers_hands_is_not_written() {
     drop(held);
     let before = buffer.usage();
     for _ in 0..100 {
-        buffer.overlay_write(0..4096, OverlayData::Bytes(&[heap(&[3; 4096])]), &[]).expect("room");
+        buffer.overlay_write(0..4096, data(&[heap(&[3; 4096])]), &[]).expect("room");
     }
     assert_eq!(buffer.usage(), before, "rewriting in place takes nothing");
 }
@@ -187,7 +184,7 @@ fn the_limit_is_a_clear_error_and_changes_nothing() {
     }
     assert_eq!(buffer.quota().used_percent(), 100);
     assert!(!buffer.pin(1));
-    let write = buffer.overlay_write(0..4096, OverlayData::Bytes(&[heap(&[1; 4096])]), &[]);
+    let write = buffer.overlay_write(0..4096, data(&[heap(&[1; 4096])]), &[]);
     assert_eq!(write, Err(BufferError::Full));
     buffer.overlay_write(0..4096, OverlayData::Zeroes, &[]).expect("zeroes take no page");
 }
@@ -206,11 +203,12 @@ fn a_partial_write_asks_for_what_only_the_disk_has() {
     let mut buffer = buffer_of(4096, 10_000, MIB);
     assert_eq!(buffer.fills_needed(100..9000).as_slice(), [Granule(0), Granule(2)]);
     assert_eq!(buffer.fills_needed(0..10_000).as_slice(), [], "the last granule is short");
-    let data = [heap(&[1; 100])];
-    let outcome = buffer.overlay_write(8500..8600, OverlayData::Bytes(&data), &[]);
+    let new = [heap(&[1; 100])];
+    let outcome = buffer.overlay_write(8500..8600, data(&new), &[]);
     assert_eq!(outcome, Err(BufferError::FillMissing(Granule(2))));
-    let fill = Fill { granule: Granule(2), content: heap(&[4; 10_000 - 8192]) };
-    buffer.overlay_write(8500..8600, OverlayData::Bytes(&data), &[fill]).expect("filled");
+    let content = [heap(&[4; 10_000 - 8192])];
+    let fill = Fill { granule: Granule(2), content: &content };
+    buffer.overlay_write(8500..8600, data(&new), &[fill]).expect("filled");
     let view = read_view(&buffer, 8192..10_000, &[]);
     assert_eq!((view[0], view[308], view[407], view[408]), (4, 1, 1, 4));
     assert_eq!(buffer.overlay_write(9_999..10_001, OverlayData::Zeroes, &[]), Err(BufferError::OutOfRange));
@@ -306,13 +304,17 @@ impl Model {
 
 fn own_write(buffer: &mut DiskBuffer, model: &mut Model, range: &Range<u64>, fill: u8) {
     let view = model.view();
-    let fills: Vec<Fill> = buffer
+    let contents: Vec<(Granule, Buf)> = buffer
         .fills_needed(range.clone())
         .into_iter()
         .map(|granule| {
             let whole = buffer.granule_range(granule);
-            Fill { granule, content: heap(&view[whole.start as usize..whole.end as usize]) }
+            (granule, heap(&view[whole.start as usize..whole.end as usize]))
         })
+        .collect();
+    let fills: Vec<Fill<'_>> = contents
+        .iter()
+        .map(|(granule, content)| Fill { granule: *granule, content: std::slice::from_ref(content) })
         .collect();
     let len = (range.end - range.start) as usize;
     // Two buffers, cut anywhere.
@@ -320,9 +322,8 @@ fn own_write(buffer: &mut DiskBuffer, model: &mut Model, range: &Range<u64>, fil
     let cut = len / 3;
     let list: SgList =
         [&content[..cut], &content[cut..]].into_iter().filter(|p| !p.is_empty()).map(heap).collect();
-    let data =
-        if fill == 0 && len.is_multiple_of(2) { OverlayData::Zeroes } else { OverlayData::Bytes(&list) };
-    buffer.overlay_write(range.clone(), data, &fills).expect("room");
+    let written = if fill == 0 && len.is_multiple_of(2) { OverlayData::Zeroes } else { data(&list) };
+    buffer.overlay_write(range.clone(), written, &fills).expect("room");
     model.own.extend(range.clone().zip(content));
 }
 
@@ -332,7 +333,7 @@ proptest! {
     fn the_view_and_every_failover_equal_a_model_of_bytes(
         steps in prop::collection::vec(step(), 1..60),
         max_granules in 1..9u32,
-        cut_at in 0..40usize,
+        keep_overlay in any::<bool>(),
     ) {
         let mut buffer = buffer_of(GRANULE as u32, VOLUME, 64 * MIB);
         let disk: Vec<u8> = (0..VOLUME).map(|at| (at / 700) as u8).collect();
@@ -343,7 +344,15 @@ proptest! {
         for step in &steps {
             match step.clone() {
                 Step::Forwarded { granules, fill } => {
-                    preserve(&mut buffer, Epoch(epoch), granules.clone(), &model.disk).expect("room");
+                    if fill == 1 {
+                        let whole = [heap(&model.disk)];
+                        for granule in granules.clone() {
+                            let at = (granule * GRANULE) as usize;
+                            buffer.undo_insert(Epoch(epoch), Granule(granule), &whole, at).expect("room");
+                        }
+                    } else {
+                        preserve(&mut buffer, Epoch(epoch), granules.clone(), &model.disk).expect("room");
+                    }
                     for granule in granules {
                         let whole = buffer.granule_range(Granule(granule));
                         model.disk[whole.start as usize..whole.end as usize].fill(fill);
@@ -378,26 +387,19 @@ proptest! {
             }
         }
         prop_assert_eq!(read_view(&buffer, 333..VOLUME - 5, &model.disk), &model.view()[333..VOLUME as usize - 5]);
+        let into = [heap(&[0; 700]), heap(&model.disk[1000..5000])];
+        buffer.view_read(1000..5000, &into, 700);
+        prop_assert_eq!(bytes(&into[1]), &model.view()[1000..5000]);
 
-        let mut disk = model.disk.clone();
-        drain(&buffer, Flush::new(FlushKeep::Overlay), max_granules, &mut disk);
-        prop_assert_eq!(disk, model.view());
-
-        // A flush that is cut and resumed where it stood ends the same.
-        let mut disk = model.disk.clone();
-        let mut flush = Flush::new(FlushKeep::Checkpoint);
-        for _ in 0..cut_at {
-            if let FlushStep::Write(run) = flush.step(&buffer, max_granules) {
-                let target = &mut disk[run.range.start as usize..run.range.end as usize];
-                let content = run.data.map(|list| list.iter().flat_map(bytes).collect::<Vec<_>>());
-                target.copy_from_slice(&content.unwrap_or_else(|| vec![0; target.len()]));
+        let (mut disk, expected) = match keep_overlay {
+            true => (model.disk.clone(), model.view()),
+            false => {
+                buffer.drop_overlay();
+                (model.disk.clone(), model.checkpoint())
             }
-        }
-        let (map, cursor) = flush.position();
-        if map == Map::Undo {
-            drain(&buffer, Flush::resume(FlushKeep::Checkpoint, map, cursor), max_granules, &mut disk);
-        }
-        prop_assert_eq!(disk, model.checkpoint());
+        };
+        drain(&mut buffer, max_granules, &mut disk);
+        prop_assert_eq!(disk, expected);
     }
 }
 
@@ -410,7 +412,7 @@ fn forgotten_granules_are_neither_read_nor_flushed() {
     disk.fill(6);
     buffer.forget(0..2990);
     assert!(buffer.on_disk(0..2990 * 4096));
-    drain(&buffer, Flush::new(FlushKeep::Checkpoint), 32, &mut disk);
+    drain(&mut buffer, 32, &mut disk);
     assert!(disk[..2990 * 4096].iter().all(|&byte| byte == 6));
     assert!(disk[2990 * 4096..].iter().all(|&byte| byte == 5));
 }

@@ -1,0 +1,116 @@
+//! One granule at a time: what the secondary's state machine asks, and how a failover finds what is left to drain.
+
+use std::ops::Range;
+
+use super::index::Place;
+use super::overlay::Cursor;
+use super::view::{Content, Map};
+use super::{BufferError, DiskBuffer, Granule};
+use crate::env::Buf;
+use crate::replication::Epoch;
+
+impl DiskBuffer {
+    /// Keeps a granule's original for `epoch`, opening the epoch if it is new: the granule's bytes stand in `content`
+    /// from `at` on. `false` if it was kept before, which changes nothing.
+    pub fn undo_insert(
+        &mut self,
+        epoch: Epoch,
+        granule: Granule,
+        content: &[Buf],
+        at: usize,
+    ) -> Result<bool, BufferError> {
+        if self.undo.back().is_none_or(|(last, _)| *last < epoch) {
+            self.open_epoch(epoch)?;
+        }
+        if self.contains(epoch, granule) {
+            return Ok(false);
+        }
+        let whole = self.granule_range(granule);
+        let len = whole.end.saturating_sub(whole.start) as usize;
+        let mut from = Cursor::new(content, at);
+        if from.is_zero(len) {
+            return self.preserve_zeroes(epoch, granule);
+        }
+        let granule_bytes = len.min(self.granule_bytes() as usize);
+        self.with_layer(epoch, |layer, supply| {
+            let page = layer.reserve(supply, 1)?.first().map(|run| run.first).ok_or(BufferError::Full)?;
+            if let Some(buf) = layer.pages(page, 1) {
+                from.copy_to(&buf, 0, granule_bytes);
+            }
+            layer.put(supply, granule, Place::Page(page))?;
+            Ok(true)
+        })
+    }
+
+    /// Whether the view of a granule is in memory.
+    pub fn view_contains(&self, granule: Granule) -> bool {
+        self.overlay.get(granule).is_some() || self.find_undo(granule).is_some()
+    }
+
+    /// The whole granule (a short one at the end of the volume) as the view has it.
+    pub fn view_content(&self, granule: Granule) -> Content {
+        self.view(self.granule_range(granule)).next().map_or(Content::OnDisk, |piece| piece.content)
+    }
+
+    /// Copies what the buffer has of a range into `into` from `at` on. Parts that only the disk has are left alone;
+    /// returns whether there were none.
+    pub fn view_read(&self, range: Range<u64>, into: &[Buf], at: usize) -> bool {
+        let start = range.start;
+        let mut complete = true;
+        for piece in self.view(range) {
+            let len = (piece.range.end - piece.range.start) as usize;
+            let mut target = Cursor::new(into, at + (piece.range.start - start) as usize);
+            match piece.content {
+                Content::Bytes(page) => {
+                    target.take(len, |done, buf, at, part| buf.copy_from(at, &page, done, part));
+                }
+                Content::Zeroes => target.take(len, |_, buf, at, part| buf.fill(at, part, 0)),
+                Content::OnDisk => complete = false,
+            }
+        }
+        complete
+    }
+
+    /// Drops everything: the disk as it is becomes the volume. O(1) a layer.
+    pub fn drop_all(&mut self) {
+        self.drop_through(Epoch(u64::MAX));
+        self.drop_overlay();
+    }
+
+    /// The first granule from `from` on that is in memory: a drain goes through the volume with this, writes
+    /// [`DiskBuffer::view_content`] of each to the disk, and then forgets it.
+    ///
+    /// Looks into a region of some thousand granules at most before it finds one or knows that the region has none,
+    /// which it then remembers.
+    pub fn next_buffered(&self, from: Granule) -> Option<Granule> {
+        let mut from = from.0;
+        let end = self.volume_bytes.div_ceil(self.granule_bytes());
+        loop {
+            let layers = self.undo.iter().map(|(_, layer)| layer).chain([&self.overlay]);
+            let region = layers.filter_map(|layer| layer.next_region(from >> self.region_shift)).min()?;
+            let (start, next) = (region << self.region_shift, (region + 1) << self.region_shift);
+            if start >= end {
+                return None;
+            }
+            let mut candidates = from.max(start)..next.min(end);
+            if let Some(granule) = candidates.find(|&granule| self.view_contains(Granule(granule))) {
+                return Some(Granule(granule));
+            }
+            if from <= start {
+                let layers = self.undo.iter().map(|(_, layer)| layer).chain([&self.overlay]);
+                layers.into_iter().for_each(|layer| layer.clear_region(region));
+            }
+            from = next;
+        }
+    }
+
+    /// The next run of granules in memory from `from` on that one write can take to the disk: at most `max_granules`,
+    /// with one source and contiguous in memory.
+    pub fn next_run(&self, from: Granule, max_granules: u32) -> Option<(Range<u64>, Content)> {
+        let first = self.next_buffered(from)?;
+        let last = Granule(first.0 + u64::from(max_granules.max(1)) - 1);
+        let range = self.granule_range(first).start..self.granule_range(last).end;
+        let piece = self.view(range).next().filter(|piece| piece.map != Map::Disk)?;
+        Some((piece.range, piece.content))
+    }
+}
