@@ -1,7 +1,10 @@
-//! One reactor's handle on a device: validation, the outstanding limit and its queue, counting, abort, removal.
+//! One reactor's handle on a device: validation, the outstanding limit and its queue, counting.
 //!
 //! Invariants: every I/O between `submit` and `io_done` has one entry in `flights`; entries at the device number at
-//! most the limit (plus those that the layer ended early and the device still holds); waiting I/Os start in order.
+//! most the limit (plus parts of emulated I/Os, plus those that the layer ended early and the device still holds);
+//! waiting I/Os start in order, except that one held by a range lock lets others pass.
+//!
+//! What is rare (rate limits, histograms, range locks, resets) costs an I/O one test of a flag.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -11,88 +14,77 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use slab::Slab;
 
-use super::device::{Bdev, DeviceChannel};
+use super::device::{Bdev, DeviceChannel, LIMITED, TIMED};
+use super::done::recent_ns;
+use super::emulate::Emulation;
 use super::error::{BdevError, IoError};
-use super::io::{Io, IoOwner, Op};
+use super::flight::{Flight, IoId, Stage};
+use super::histogram::ChannelHistogram;
+use super::io::{Io, IoOwner, Op, OpSet};
+use super::lifecycle::PendingReset;
+use super::qos::Gate;
+use super::ranges::LocalLock;
 use super::stats::ChannelStats;
-use crate::env::{clock, sg_len};
-use crate::reactor::{self, Task};
-
-/// Names an I/O on its channel; never reused within a channel's first 2^32 I/Os.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct IoId {
-    index: u32,
-    generation: u32,
-}
-
-impl IoId {
-    pub(super) const NONE: IoId = IoId { index: u32::MAX, generation: 0 };
-}
-
-/// What became of an abort.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AbortOutcome {
-    /// It had not reached the device, and ends with [`IoError::Aborted`].
-    Aborted,
-    /// The device was asked; the I/O ends one way or the other.
-    Asked,
-    /// It has ended already.
-    NotFound,
-}
-
-enum Stage {
-    Waiting,
-    AtDevice,
-    /// The layer ended it early; the device still has the box and the buffers.
-    Orphaned,
-}
-
-struct Flight {
-    owner: Rc<dyn IoOwner>,
-    tag: u64,
-    generation: u32,
-    op: Op,
-    lba: u64,
-    num_blocks: u64,
-    start_ns: u64,
-    stage: Stage,
-}
+use crate::env::sg_len;
 
 /// One reactor's handle on a device. Lives as long as somebody on the reactor holds it.
 pub struct Channel {
-    bdev: Arc<Bdev>,
-    device: Rc<dyn DeviceChannel>,
-    flights: RefCell<Slab<Flight>>,
-    waiting: RefCell<VecDeque<Box<Io>>>,
-    at_device: Cell<u32>,
+    pub(super) bdev: Arc<Bdev>,
+    pub(super) device: Rc<dyn DeviceChannel>,
+    native: OpSet,
+    block_size: u32,
+    pub(super) flights: RefCell<Slab<Flight>>,
+    pub(super) waiting: RefCell<VecDeque<Box<Io>>>,
+    pub(super) at_device: Cell<u32>,
     generation: Cell<u32>,
     stats: Arc<ChannelStats>,
-}
-
-struct Done {
-    queue: RefCell<VecDeque<Box<Io>>>,
-    scheduled: Cell<bool>,
+    histogram: RefCell<Option<ChannelHistogram>>,
+    pub(super) gate: Gate,
+    /// Whether `locks` or `resets` has anything: the one flag that each completion and start looks at.
+    pub(super) special: Cell<bool>,
+    pub(super) locks: RefCell<Vec<LocalLock>>,
+    /// Writes that wait for a range lock to go.
+    pub(super) held: RefCell<VecDeque<Box<Io>>>,
+    pub(super) resets: RefCell<Vec<PendingReset>>,
+    pub(super) emulations: RefCell<Vec<Rc<Emulation>>>,
+    pub(super) lock_requests: RefCell<Vec<super::ranges::Request>>,
 }
 
 thread_local! {
     static CHANNELS: RefCell<HashMap<u64, Weak<Channel>>> = RefCell::new(HashMap::new());
-    static DONE: Rc<Done> = Rc::new(Done { queue: RefCell::default(), scheduled: Cell::new(false) });
 }
 
-/// The calling reactor's channel on `bdev`.
+/// The calling reactor's channel on the bdev of this serial number, if it has one.
+pub(super) fn find(serial: u64) -> Option<Rc<Channel>> {
+    CHANNELS.with(|c| c.borrow().get(&serial).and_then(Weak::upgrade))
+}
+
+/// The calling reactor's channel on `bdev`, made when first asked for.
 pub(super) fn get(bdev: &Arc<Bdev>) -> Result<Rc<Channel>, BdevError> {
-    if let Some(channel) = CHANNELS.with(|c| c.borrow().get(&bdev.serial()).and_then(Weak::upgrade)) {
+    if let Some(channel) = find(bdev.serial()) {
         return Ok(channel);
     }
     let device = bdev.device().open_channel(bdev)?;
+    let native = Op::ALL.into_iter().filter(|&op| bdev.device().supports(op)).collect();
+    let locks = bdev.locks().active();
     let channel = Rc::new(Channel {
         bdev: bdev.clone(),
         device,
+        native,
+        block_size: bdev.block_size(),
         flights: RefCell::default(),
         waiting: RefCell::default(),
         at_device: Cell::new(0),
         generation: Cell::new(0),
         stats: Arc::default(),
+        histogram: RefCell::default(),
+        gate: Gate::default(),
+        special: Cell::new(!locks.is_empty()),
+        locks: RefCell::new(locks),
+        held: RefCell::default(),
+        resets: RefCell::default(),
+        emulations: RefCell::default(),
+        lock_requests: RefCell::default(),
     });
     bdev.add_stats(channel.stats.clone());
     CHANNELS.with(|c| {
@@ -101,38 +93,6 @@ pub(super) fn get(bdev: &Arc<Bdev>) -> Result<Rc<Channel>, BdevError> {
         channels.insert(bdev.serial(), Rc::downgrade(&channel));
     });
     Ok(channel)
-}
-
-/// Ends what the calling reactor has in flight on a removed device.
-pub(super) fn end_removed(serial: u64) {
-    if let Some(channel) = CHANNELS.with(|c| c.borrow().get(&serial).and_then(Weak::upgrade)) {
-        channel.end_all(IoError::Removed);
-    }
-}
-
-/// Takes an I/O back from its device: the owner hears of it in this or the next turn.
-pub(super) fn completed(io: Box<Io>) {
-    DONE.with(|done| {
-        done.queue.borrow_mut().push_back(io);
-        if !done.scheduled.replace(true) {
-            reactor::schedule(done.clone());
-        }
-    });
-}
-
-impl Task for Done {
-    fn run(self: Rc<Self>) {
-        self.scheduled.set(false);
-        // What completes meanwhile waits for the next round, so that rings and messages get their turn.
-        let count = self.queue.borrow().len();
-        for _ in 0..count {
-            let Some(mut io) = self.queue.borrow_mut().pop_front() else { break };
-            match io.channel.take() {
-                Some(channel) => channel.finish(io),
-                None => io.recycle(),
-            }
-        }
-    }
 }
 
 impl Channel {
@@ -145,48 +105,61 @@ impl Channel {
         self.flights.borrow().len()
     }
 
-    /// Submits an I/O; `owner` gets it back with `tag` in it. A malformed one ends with an error the same way.
+    /// Whether the device does `op` without the layer's help.
+    pub(super) fn is_native(&self, op: Op) -> bool {
+        self.native.contains(op)
+    }
+
+    /// Submits an I/O; `owner` gets it back with its tag. A malformed one ends with an error the same way.
     pub fn submit(self: &Rc<Channel>, mut io: Box<Io>, owner: Rc<dyn IoOwner>) -> IoId {
-        let generation = self.generation.get().wrapping_add(1);
-        self.generation.set(generation);
-        let flight = Flight {
-            owner,
-            tag: io.tag,
-            generation,
-            op: io.op,
-            lba: io.lba,
-            num_blocks: io.num_blocks,
-            start_ns: clock::now(),
-            stage: Stage::AtDevice,
-        };
-        let verdict = self.check(&io);
-        let busy = self.at_device.get() >= self.bdev.outstanding_limit() || !self.waiting.borrow().is_empty();
-        let id = {
-            let mut flights = self.flights.borrow_mut();
-            let entry = flights.vacant_entry();
-            let id = IoId { index: entry.key() as u32, generation };
-            let entry = entry.insert(flight);
-            if busy && verdict.is_ok() {
-                entry.stage = Stage::Waiting;
-            }
-            id
-        };
-        io.id = id;
-        io.channel = Some(self.clone());
-        match verdict {
-            Err(error) => {
-                self.at_device.set(self.at_device.get() + 1);
-                io.complete(Err(error));
-            }
-            Ok(()) if busy => self.waiting.borrow_mut().push_back(io),
-            Ok(()) => self.start(io),
+        let id = self.enter(&mut io, owner, false);
+        match self.check(&io) {
+            Err(error) => self.refuse(io, error),
+            Ok(()) if self.must_wait(&io) => self.enqueue(io),
+            Ok(()) => self.dispatch(io),
         }
         id
     }
 
-    fn start(self: &Rc<Channel>, io: Box<Io>) {
-        self.at_device.set(self.at_device.get() + 1);
-        self.device.clone().submit(io);
+    /// A reset never waits: it is what ends a queue that does not move.
+    #[inline]
+    fn must_wait(&self, io: &Io) -> bool {
+        let busy = self.at_device.get() >= self.bdev.outstanding_limit()
+            || !self.waiting.borrow().is_empty()
+            || !self.admits(io);
+        busy && io.op != Op::Reset
+    }
+
+    /// Submits a part of an emulated I/O: past the queue, the limits and the counters.
+    pub(super) fn submit_part(self: &Rc<Channel>, mut io: Box<Io>, owner: Rc<dyn IoOwner>) -> IoId {
+        let id = self.enter(&mut io, owner, true);
+        if self.bdev.is_removed() {
+            self.refuse(io, IoError::Removed);
+        } else {
+            self.at_device.set(self.at_device.get() + 1);
+            self.device.clone().submit(io);
+        }
+        id
+    }
+
+    #[inline]
+    fn enter(self: &Rc<Channel>, io: &mut Io, owner: Rc<dyn IoOwner>, internal: bool) -> IoId {
+        let generation = self.generation.get().wrapping_add(1);
+        self.generation.set(generation);
+        let index = self.flights.borrow_mut().insert(Flight {
+            owner,
+            tag: io.tag,
+            lba: io.lba,
+            num_blocks: io.num_blocks,
+            start_ns: recent_ns(),
+            generation,
+            op: io.op,
+            stage: Stage::AtDevice,
+            internal,
+        });
+        io.id = IoId { index: index as u32, generation };
+        io.channel = Some(self.clone());
+        io.id
     }
 
     fn check(&self, io: &Io) -> Result<(), IoError> {
@@ -196,108 +169,125 @@ impl Channel {
         if !io.op.has_range() {
             return Ok(());
         }
-        let end = io.lba.checked_add(io.num_blocks).ok_or(IoError::OutOfRange)?;
         if io.num_blocks == 0 {
             return Err(IoError::Invalid);
         }
+        let end = io.lba.checked_add(io.num_blocks).ok_or(IoError::OutOfRange)?;
         if end > self.bdev.num_blocks() {
             return Err(IoError::OutOfRange);
         }
-        let bytes = io.num_blocks * u64::from(self.bdev.block_size());
+        let bytes = io.num_blocks * u64::from(self.block_size);
         if io.op.has_data() && sg_len(&io.data) as u64 != bytes {
             return Err(IoError::Invalid);
         }
         if io.op == Op::CompareAndWrite && sg_len(&io.compare) as u64 != bytes {
             return Err(IoError::Invalid);
         }
-        if !self.bdev.device().supports(io.op) {
-            return Err(IoError::Unsupported);
-        }
         Ok(())
     }
 
-    fn finish(self: &Rc<Channel>, mut io: Box<Io>) {
+    /// Ends an I/O that never reaches the device.
+    pub(super) fn refuse(&self, io: Box<Io>, error: IoError) {
+        self.at_device.set(self.at_device.get() + 1);
+        self.set_stage(io.id, Stage::AtDevice);
+        io.complete(Err(error));
+    }
+
+    fn enqueue(self: &Rc<Channel>, io: Box<Io>) {
+        self.set_stage(io.id, Stage::Waiting);
+        self.waiting.borrow_mut().push_back(io);
+        self.gate.arm(self);
+    }
+
+    pub(super) fn set_stage(&self, id: IoId, stage: Stage) {
+        if let Some(flight) = self.flights.borrow_mut().get_mut(id.index as usize) {
+            flight.stage = stage;
+        }
+    }
+
+    /// Starts an I/O, unless it writes where a range lock is.
+    pub(super) fn dispatch(self: &Rc<Channel>, io: Box<Io>) {
+        if self.special.get() && self.is_locked(&io) {
+            self.set_stage(io.id, Stage::Waiting);
+            self.held.borrow_mut().push_back(io);
+            return;
+        }
+        self.at_device.set(self.at_device.get() + 1);
+        if io.op == Op::Reset {
+            self.reset(io);
+        } else if self.native.contains(io.op) {
+            self.device.clone().submit(io);
+        } else {
+            Emulation::start(self, io);
+        }
+    }
+
+    /// The device, or what stands in for it, gave an I/O back.
+    pub(super) fn finish(self: &Rc<Channel>, mut io: Box<Io>, now_ns: u64) {
         self.at_device.set(self.at_device.get() - 1);
-        let id = io.id;
-        let flight = self.flights.borrow_mut().try_remove(id.index as usize);
+        let flight = self.flights.borrow_mut().try_remove(io.id.index as usize);
         if let Some(flight) = flight {
-            debug_assert_eq!(flight.generation, id.generation);
-            if matches!(flight.stage, Stage::Orphaned) {
+            debug_assert_eq!(flight.generation, io.id.generation);
+            if self.special.get() {
+                self.settle(&flight);
+            }
+            if flight.stage == Stage::Orphaned {
                 io.recycle();
             } else {
-                self.count(&flight, io.result.is_err());
+                if !flight.internal {
+                    self.count(&flight, now_ns, io.result.is_err());
+                }
                 io.tag = flight.tag;
                 flight.owner.io_done(io);
             }
         }
+        if !self.waiting.borrow().is_empty() {
+            self.start_waiting();
+        }
+    }
+
+    /// Starts what waits, in order, as far as the limits allow.
+    pub(super) fn start_waiting(self: &Rc<Channel>) {
         while self.at_device.get() < self.bdev.outstanding_limit() {
-            let Some(mut io) = self.waiting.borrow_mut().pop_front() else { break };
-            if let Some(flight) = self.flights.borrow_mut().get_mut(io.id.index as usize) {
-                flight.stage = Stage::AtDevice;
+            if self.waiting.borrow().front().is_some_and(|io| !self.admits(io)) {
+                self.gate.arm(self);
+                return;
             }
+            let Some(io) = self.waiting.borrow_mut().pop_front() else { break };
             if self.bdev.is_removed() {
-                self.at_device.set(self.at_device.get() + 1);
-                io.result = Err(IoError::Removed);
-                completed(io);
+                self.refuse(io, IoError::Removed);
             } else {
-                self.start(io);
+                self.set_stage(io.id, Stage::AtDevice);
+                self.dispatch(io);
             }
         }
+        self.gate.passed(self);
     }
 
-    fn count(&self, flight: &Flight, failed: bool) {
-        let bytes = flight.num_blocks * u64::from(self.bdev.block_size());
-        self.stats.count(flight.op, bytes, clock::now().saturating_sub(flight.start_ns), failed);
+    fn count(&self, flight: &Flight, now_ns: u64, failed: bool) {
+        let bytes = flight.num_blocks * u64::from(self.block_size);
+        let latency_ns = now_ns.saturating_sub(flight.start_ns);
+        self.stats.count(flight.op, bytes, latency_ns, failed);
+        if self.bdev.flags() & TIMED != 0 && !failed {
+            self.tally(flight.op, latency_ns);
+        }
     }
 
-    /// Asks to end one I/O early.
-    pub fn abort(self: &Rc<Channel>, id: IoId) -> AbortOutcome {
-        let waiting = match self.flights.borrow().get(id.index as usize) {
-            Some(f) if f.generation == id.generation => match f.stage {
-                Stage::Waiting => true,
-                Stage::AtDevice => false,
-                Stage::Orphaned => return AbortOutcome::NotFound,
-            },
-            _ => return AbortOutcome::NotFound,
-        };
-        if !waiting {
-            self.device.abort(id);
-            return AbortOutcome::Asked;
+    #[cold]
+    fn tally(&self, op: Op, latency_ns: u64) {
+        let mut mine = self.histogram.borrow_mut();
+        if mine.as_ref().is_none_or(|h| !self.bdev.is_current(h)) {
+            *mine = self.bdev.open_histogram();
         }
-        let mut queue = self.waiting.borrow_mut();
-        let Some(io) = queue.iter().position(|io| io.id == id).and_then(|at| queue.remove(at)) else {
-            return AbortOutcome::NotFound;
-        };
-        self.at_device.set(self.at_device.get() + 1);
-        io.complete(Err(IoError::Aborted));
-        AbortOutcome::Aborted
+        if let Some(histogram) = &*mine {
+            histogram.tally(op, latency_ns);
+        }
     }
 
-    /// Ends everything in flight with `error`, whatever the device does: it keeps boxes and buffers until it
-    /// returns them.
-    fn end_all(self: &Rc<Channel>, error: IoError) {
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for io in waiting {
-            self.at_device.set(self.at_device.get() + 1);
-            io.complete(Err(error));
-        }
-        let mut ended = Vec::new();
-        for (index, flight) in self.flights.borrow_mut().iter_mut() {
-            if let Stage::AtDevice = flight.stage {
-                flight.stage = Stage::Orphaned;
-                let mut io = Io::new(flight.op);
-                (io.lba, io.num_blocks, io.tag) = (flight.lba, flight.num_blocks, flight.tag);
-                io.result = Err(error);
-                ended.push((
-                    IoId { index: index as u32, generation: flight.generation },
-                    flight.owner.clone(),
-                    io,
-                ));
-            }
-        }
-        for (id, owner, io) in ended {
-            self.device.abort(id);
-            owner.io_done(io);
-        }
+    /// Whether rate limits let the I/O start now; if so it was paid for.
+    #[inline]
+    fn admits(&self, io: &Io) -> bool {
+        self.bdev.flags() & LIMITED == 0
+            || self.gate.admits(&self.bdev, io.op, io.num_blocks * u64::from(self.block_size))
     }
 }

@@ -1,21 +1,26 @@
 //! The shared description of a block device.
 
+use std::any::Any;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use uuid::Uuid;
 
-use super::channel::{self, Channel, IoId};
+use super::channel::{self, Channel};
 use super::error::BdevError;
+use super::flight::IoId;
+use super::histogram::{ChannelHistogram, Histogram, HistogramOptions, Histograms};
 use super::io::{Io, Op};
+use super::qos::{Qos, QosLimits};
+use super::ranges::LockTable;
 use super::stats::{ChannelStats, IoStats};
 
 /// Outstanding I/Os of one channel at its device; more wait in the layer.
 pub const DEFAULT_OUTSTANDING: u32 = 1024;
 
 /// What makes a device. `Send + Sync`: called from the control thread and from every reactor that opens a channel.
-pub trait Device: Send + Sync {
+pub trait Device: Any + Send + Sync {
     /// SPDK's `product_name`.
     fn product_name(&self) -> &'static str;
 
@@ -33,6 +38,14 @@ pub trait Device: Send + Sync {
 
     /// The method and parameters that make this device again; `None` if something else makes it.
     fn config(&self) -> Option<(&'static str, serde_json::Value)>;
+
+    /// Looks again how large the medium is; the number of blocks, `None` if that never changes.
+    fn measure(&self) -> Result<Option<u64>, BdevError> {
+        Ok(None)
+    }
+
+    /// Called once when the bdev was removed: nothing new comes, what it holds exclusively can be let go.
+    fn removed(&self) {}
 
     /// Whether acknowledged writes may still be volatile (a flush means something).
     fn has_write_cache(&self) -> bool {
@@ -88,20 +101,39 @@ pub struct BdevOptions {
     pub num_blocks: u64,
 }
 
-const ONLINE: u8 = 0;
-const REMOVED: u8 = 1;
+/// Bits of `Bdev::flags`: what is out of the ordinary. An I/O on an ordinary bdev pays for one test of all of them.
+pub(super) const REMOVED: u8 = 1;
+/// Rate limits are set.
+pub(super) const LIMITED: u8 = 2;
+/// Latencies go into a histogram.
+pub(super) const TIMED: u8 = 4;
+/// What it held was let go.
+const LET_GO: u8 = 8;
+
+/// The bdev below a stacked one.
+struct Lower {
+    bdev: Arc<Bdev>,
+    watch: WatchId,
+}
 
 /// A block device.
 pub struct Bdev {
     serial: u64,
     options: BdevOptions,
     num_blocks: AtomicU64,
-    state: AtomicU8,
+    flags: AtomicU8,
     access: AtomicU8,
     outstanding_limit: AtomicU32,
     claim: Mutex<Option<String>>,
     watchers: Mutex<(u64, Vec<(u64, Watcher)>)>,
     stats: Mutex<Vec<Arc<ChannelStats>>>,
+    locks: LockTable,
+    qos: Qos,
+    qos_limits: Mutex<QosLimits>,
+    histograms: Mutex<Option<Histograms>>,
+    /// Counts the times that a histogram was enabled.
+    histogram_epoch: AtomicU64,
+    lower: OnceLock<Lower>,
     device: Box<dyn Device>,
 }
 
@@ -111,6 +143,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Longest name of a bdev: what SPDK's tools print in one column.
 pub const MAX_NAME_BYTES: usize = 255;
+
+impl Drop for Bdev {
+    fn drop(&mut self) {
+        // One that was never made known has not been let go.
+        self.let_go();
+    }
+}
 
 impl Bdev {
     /// Describes a device; [`super::Registry::add`] makes it known.
@@ -136,12 +175,18 @@ impl Bdev {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             num_blocks: AtomicU64::new(options.num_blocks),
             options,
-            state: AtomicU8::new(ONLINE),
+            flags: AtomicU8::new(0),
             access: AtomicU8::new(Access::Optimized as u8),
             outstanding_limit: AtomicU32::new(DEFAULT_OUTSTANDING),
             claim: Mutex::new(None),
             watchers: Mutex::new((0, Vec::new())),
             stats: Mutex::new(Vec::new()),
+            locks: LockTable::default(),
+            qos: Qos::default(),
+            qos_limits: Mutex::default(),
+            histograms: Mutex::new(None),
+            histogram_epoch: AtomicU64::new(0),
+            lower: OnceLock::new(),
             device,
         }))
     }
@@ -180,7 +225,7 @@ impl Bdev {
     }
 
     pub fn is_removed(&self) -> bool {
-        self.state.load(Ordering::Acquire) == REMOVED
+        self.flags() & REMOVED != 0
     }
 
     pub fn access(&self) -> Access {
@@ -259,9 +304,114 @@ impl Bdev {
 
     /// Marks the device as gone: new I/Os are refused, watchers hear of it. `Registry::remove` calls it.
     pub(super) fn mark_removed(&self) {
-        if self.state.swap(REMOVED, Ordering::AcqRel) == ONLINE {
+        if self.flags.fetch_or(REMOVED, Ordering::AcqRel) & REMOVED == 0 {
             self.notify(BdevEvent::Removed);
         }
+    }
+
+    /// Lets go of what the removed bdev held: its base, and what the device has exclusively.
+    pub(super) fn let_go(&self) {
+        if self.flags.fetch_or(LET_GO, Ordering::AcqRel) & LET_GO != 0 {
+            return;
+        }
+        if let Some(lower) = self.lower.get() {
+            lower.bdev.unwatch(lower.watch);
+            lower.bdev.release();
+        }
+        self.device.removed();
+    }
+
+    /// Puts this bdev over `base`, which was claimed for it: follows its size, and is removed with it.
+    pub(super) fn put_over(self: &Arc<Bdev>, base: Arc<Bdev>) {
+        let top = Arc::downgrade(self);
+        let below = Arc::downgrade(&base);
+        let watch = base.watch(move |event| {
+            if let (BdevEvent::Resized, Some(top), Some(below)) = (event, top.upgrade(), below.upgrade())
+                && let Err(error) = top.resize(below.num_blocks())
+            {
+                tracing::error!("bdev `{}` could not follow its base: {error}", top.name());
+            }
+        });
+        let _ = self.lower.set(Lower { bdev: base, watch });
+    }
+
+    /// The bdev below a stacked one.
+    pub fn base(&self) -> Option<&Arc<Bdev>> {
+        self.lower.get().map(|l| &l.bdev)
+    }
+
+    #[inline]
+    pub(super) fn flags(&self) -> u8 {
+        self.flags.load(Ordering::Acquire)
+    }
+
+    fn set_flag(&self, flag: u8, on: bool) {
+        if on {
+            self.flags.fetch_or(flag, Ordering::AcqRel);
+        } else {
+            self.flags.fetch_and(!flag, Ordering::AcqRel);
+        }
+    }
+
+    pub(super) fn locks(&self) -> &LockTable {
+        &self.locks
+    }
+
+    pub(super) fn qos(&self) -> &Qos {
+        &self.qos
+    }
+
+    /// Limits the rates of all channels together, from now on.
+    pub fn set_qos_limits(&self, limits: QosLimits) {
+        let mut current = lock(&self.qos_limits);
+        *current = limits;
+        self.qos.set(limits);
+        self.set_flag(LIMITED, limits != QosLimits::default());
+    }
+
+    pub fn qos_limits(&self) -> QosLimits {
+        *lock(&self.qos_limits)
+    }
+
+    /// Begins to count latencies; counters of an earlier histogram are forgotten.
+    pub fn enable_histogram(&self, options: &HistogramOptions) -> Result<(), BdevError> {
+        let mut histograms = lock(&self.histograms);
+        let epoch = self.histogram_epoch.load(Ordering::Relaxed) + 1;
+        *histograms = Some(Histograms::new(options, epoch)?);
+        self.histogram_epoch.store(epoch, Ordering::Release);
+        self.set_flag(TIMED, true);
+        Ok(())
+    }
+
+    pub fn disable_histogram(&self) {
+        self.set_flag(TIMED, false);
+        *lock(&self.histograms) = None;
+    }
+
+    /// The latencies since the histogram was enabled; `None` while it is not.
+    pub fn histogram(&self) -> Option<Histogram> {
+        lock(&self.histograms).as_ref().map(Histograms::snapshot)
+    }
+
+    pub(super) fn open_histogram(&self) -> Option<ChannelHistogram> {
+        lock(&self.histograms).as_mut().map(Histograms::open)
+    }
+
+    pub(super) fn is_current(&self, histogram: &ChannelHistogram) -> bool {
+        histogram.epoch == self.histogram_epoch.load(Ordering::Acquire)
+    }
+
+    /// The device's own type, for its run-time controls.
+    pub fn device_as<T: Device>(&self) -> Option<&T> {
+        (&*self.device as &dyn Any).downcast_ref()
+    }
+
+    /// Looks again how large the medium is and takes on its size.
+    pub fn rescan(&self) -> Result<u64, BdevError> {
+        if let Some(num_blocks) = self.device.measure()? {
+            self.resize(num_blocks)?;
+        }
+        Ok(self.num_blocks())
     }
 
     /// The calling reactor's channel, made when first asked for.

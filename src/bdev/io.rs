@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::channel::{self, IoId};
+use super::channel::Channel;
+use super::done;
 use super::error::IoError;
+use super::flight::IoId;
 use crate::env::SgList;
 
 /// What an I/O does.
@@ -55,6 +57,23 @@ impl Op {
     }
 }
 
+/// A set of operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct OpSet(u8);
+
+impl OpSet {
+    #[inline]
+    pub(super) fn contains(self, op: Op) -> bool {
+        self.0 & 1 << op as u8 != 0
+    }
+}
+
+impl FromIterator<Op> for OpSet {
+    fn from_iter<I: IntoIterator<Item = Op>>(ops: I) -> OpSet {
+        OpSet(ops.into_iter().fold(0, |bits, op| bits | 1 << op as u8))
+    }
+}
+
 /// Gets an I/O back when it ended. Called from the reactor's loop, never inside `submit`.
 pub trait IoOwner {
     /// `io.result` tells the outcome. `io.data` still holds the buffers, except after a removal or an abort whose
@@ -82,7 +101,7 @@ pub struct Io {
     pub driver: [u64; 2],
     /// The layer's name of it; a device gets the same in `abort`.
     pub(super) id: IoId,
-    pub(super) channel: Option<Rc<channel::Channel>>,
+    pub(super) channel: Option<Rc<Channel>>,
 }
 
 /// Free boxes kept per thread: as many as the deepest queue a thread usually serves.
@@ -142,6 +161,6 @@ impl Io {
     /// Ends the I/O: the device's last word. The owner hears of it from the reactor's loop.
     pub fn complete(mut self: Box<Io>, result: Result<(), IoError>) {
         self.result = result;
-        channel::completed(self);
+        done::completed(self);
     }
 }

@@ -6,24 +6,42 @@
 //!
 //! * a submitter never fails for want of a slot: above the outstanding limit its I/O waits in order;
 //! * every submitted I/O ends exactly once, through its [`IoOwner`], from the reactor's loop and never inside
-//!   `submit`; also when its device is removed or its abort was asked for while the device hangs: then it ends with
-//!   an error and the device keeps the buffers until it returns them;
+//!   `submit`; also when its device is removed while it hangs: then it ends with an error and the device keeps the
+//!   buffers until it returns them;
+//! * what a device can't do is made of what it can; compare-and-write is atomic against every write on any reactor;
 //! * the layer itself takes no lock, allocates nothing and makes no system call per I/O.
 //!
 //! Which thread: `Bdev` and [`Registry`] any; `Channel`, `Io` and devices' channels the reactor they belong to.
 
 mod channel;
 mod device;
+mod done;
+mod emulate;
 mod error;
+mod flight;
+mod histogram;
 mod io;
+mod lifecycle;
 pub mod null;
+pub mod passthru;
+mod qos;
 pub mod ram;
+mod ranges;
 mod registry;
+mod stacked;
 mod stats;
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
-pub use channel::{AbortOutcome, Channel, IoId};
+pub use channel::Channel;
 pub use device::{Access, Bdev, BdevEvent, BdevOptions, Device, DeviceChannel, WatchId};
 pub use error::{BdevError, IoError};
+pub use flight::IoId;
+pub use histogram::{DEFAULT_GRANULARITY, DEFAULT_MAX_NS, DEFAULT_MIN_NS, Histogram, HistogramOptions};
 pub use io::{Io, IoOwner, Op};
+pub use lifecycle::AbortOutcome;
+pub use qos::QosLimits;
 pub use registry::{Registry, RegistryEvent};
 pub use stats::{ChannelStats, IoStats, OpStats};

@@ -1,7 +1,8 @@
 //! A disk in memory: SPDK's malloc bdev.
 //!
 //! Invariants: the memory is zero at first; an I/O is copied in one go on its reactor, so two I/Os of one reactor
-//! never interleave. I/Os of two reactors on the same blocks at once may interleave within them, as NVMe allows.
+//! never interleave. I/Os of two reactors on the same blocks at once may interleave within them, as NVMe allows;
+//! compare-and-write, which must not, is made by the layer under a range lock.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,8 +40,8 @@ impl Device for Ram {
         "Malloc disk"
     }
 
-    fn supports(&self, _op: Op) -> bool {
-        true
+    fn supports(&self, op: Op) -> bool {
+        op != Op::CompareAndWrite
     }
 
     fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {
@@ -84,11 +85,8 @@ impl DeviceChannel for RamChannel {
                 Ok(())
             }
             Op::Compare if self.equals(offset, &io.data) => Ok(()),
-            Op::CompareAndWrite if self.equals(offset, &io.compare) => {
-                self.each(offset, &io.data, |at, buf| self.memory.copy_from(at, buf));
-                Ok(())
-            }
-            Op::Compare | Op::CompareAndWrite => Err(IoError::Miscompare),
+            Op::Compare => Err(IoError::Miscompare),
+            Op::CompareAndWrite => Err(IoError::Unsupported),
             Op::Flush | Op::Reset => Ok(()),
         };
         io.complete(result);

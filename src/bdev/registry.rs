@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
-use super::channel;
 use super::device::Bdev;
 use super::error::BdevError;
+use super::lifecycle::end_removed;
 use crate::reactor::ReactorSet;
 
 /// The most bdevs of a node: far beyond any use, a bound against a control plane that runs wild.
@@ -101,13 +101,18 @@ impl Registry {
         self.pull_out(&bdev, reactors)
     }
 
-    /// As [`Registry::remove`], whoever has claimed it: the device itself is gone.
+    /// As [`Registry::remove`], whoever has claimed it: the device itself is gone. What is stacked on it goes first.
     pub fn pull_out(&self, bdev: &Arc<Bdev>, reactors: &ReactorSet) -> Result<(), BdevError> {
+        let over = |b: &Arc<Bdev>| b.base().is_some_and(|base| base.serial() == bdev.serial());
+        let above: Vec<Arc<Bdev>> = self.read().iter().filter(|b| over(b)).cloned().collect();
+        above.iter().try_for_each(|top| self.pull_out(top, reactors))?;
         self.write().retain(|b| b.serial() != bdev.serial());
         bdev.mark_removed();
         self.tell(RegistryEvent::Removed, bdev);
         let serial = bdev.serial();
-        reactors.call_all(REMOVE_DEADLINE, move || channel::end_removed(serial))?;
+        let ended = reactors.call_all(REMOVE_DEADLINE, move || end_removed(serial));
+        bdev.let_go();
+        ended?;
         Ok(())
     }
 }
