@@ -8,6 +8,7 @@
 //! Nothing here skips: what a machine lacks is a panic that names it. `tests/run` installs what is needed.
 #![allow(dead_code)] // every suite is a crate of its own and uses its own part
 
+pub mod export;
 pub mod guest;
 pub mod netns;
 pub mod node;
