@@ -82,7 +82,10 @@ fn linux_tools_read_controller_namespace_and_logs() {
     let mut guest = Guest::builder().namespace(&network).boot();
     guest.run(&format!("ADDRESS={ADDRESS} connect {PORT} {NQN}; wait_for 10 test -b /dev/nvme0n1"));
     let list = guest.run("nvme list");
-    assert!(list.contains("/dev/nvme0n1") && list.contains("Lockstep") && list.contains("LOCKSTEP0001"), "{list}");
+    assert!(
+        list.contains("/dev/nvme0n1") && list.contains("Lockstep") && list.contains("LOCKSTEP0001"),
+        "{list}"
+    );
     let controller = guest.run("nvme id-ctrl /dev/nvme0");
     for (field, value) in [("subnqn", NQN), ("mn", "Lockstep"), ("sn", "LOCKSTEP0001")] {
         let line = controller.lines().find(|l| l.split(':').next().is_some_and(|f| f.trim() == field));
@@ -107,7 +110,9 @@ fn linux_tools_read_controller_namespace_and_logs() {
         let (status, output) = guest.try_run(command);
         assert_eq!(status, 0, "{what}: {command}\n{output}");
     }
-    guest.run("wait_for 10 grep -q live /sys/class/nvme/nvme0/state; dd if=/dev/nvme0n1 of=/dev/null bs=1M count=4");
+    guest.run(
+        "wait_for 10 grep -q live /sys/class/nvme/nvme0/state; dd if=/dev/nvme0n1 of=/dev/null bs=1M count=4",
+    );
 }
 
 #[test]
@@ -167,7 +172,8 @@ fn node_with_file_disk(namespace: &Namespace, file: &Path) -> Node {
     let node = Node::builder("target").namespace(namespace).start();
     node.rpc("bdev_uring_create", json!({"name": "Disk0", "filename": file, "block_size": 512}));
     create_transport(&node);
-    let subsystem = Subsystem { uuid: Some("6c6f636b-7374-6570-6669-6c6500000001"), ..Subsystem::new(NQN, "Disk0") };
+    let subsystem =
+        Subsystem { uuid: Some("6c6f636b-7374-6570-6669-6c6500000001"), ..Subsystem::new(NQN, "Disk0") };
     subsystem.create(&node);
     subsystem.listen(&node, ADDRESS, PORT);
     node
