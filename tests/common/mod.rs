@@ -15,6 +15,7 @@ pub mod node;
 pub mod nvme;
 pub mod pair;
 pub mod rpc;
+pub mod stamps;
 
 use std::time::{Duration, Instant};
 
