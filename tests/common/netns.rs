@@ -35,6 +35,22 @@ impl Namespace {
         self.ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
     }
 
+    /// A cable from here into the namespace; the address at which what listens inside is reached. It stays when
+    /// another cable is cut: tests watch through it.
+    pub fn reach(&self) -> String {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed) % 60;
+        let process = std::process::id();
+        let (outside, subnet) = (format!("lk{process}n{number}"), format!("10.92.{}", process % 250));
+        self.ip(&["link", "add", "watch", "type", "veth", "peer", "name", "outside"]);
+        self.ip(&["link", "set", "outside", "netns", &process.to_string(), "name", &outside]);
+        let (here, there) = (format!("{subnet}.{}", number * 4 + 1), format!("{subnet}.{}", number * 4 + 2));
+        ip(&["addr", "add", &format!("{here}/30"), "dev", &outside]);
+        ip(&["link", "set", &outside, "up"]);
+        self.ip(&["addr", "add", &format!("{there}/30"), "dev", "watch"]);
+        self.ip(&["link", "set", "watch", "up"]);
+        there
+    }
+
     /// A command that will run inside; the process keeps the id of what is spawned.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
@@ -55,29 +71,29 @@ impl Drop for Namespace {
 }
 
 /// A cable between two namespaces: `10.91.0.1` at the first end, `10.91.0.2` at the second.
-pub struct Cable<'a> {
-    first: &'a Namespace,
+pub struct Cable {
+    first: String,
 }
 
-impl<'a> Cable<'a> {
+impl Cable {
     pub const FIRST: &'static str = "10.91.0.1";
     pub const SECOND: &'static str = "10.91.0.2";
 
-    pub fn plug(first: &'a Namespace, second: &Namespace) -> Cable<'a> {
+    pub fn plug(first: &Namespace, second: &Namespace) -> Cable {
         first.ip(&["link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", &second.name]);
         for (end, address) in [(first, Self::FIRST), (second, Self::SECOND)] {
             end.ip(&["addr", "add", &format!("{address}/24"), "dev", "cable"]);
             end.ip(&["link", "set", "cable", "up"]);
         }
-        Cable { first }
+        Cable { first: first.name.clone() }
     }
 
     /// Nothing passes any more, and neither side is told: no FIN, no RST, whatever was half sent stays so.
     pub fn cut(&self) {
-        self.first.ip(&["link", "set", "cable", "down"]);
+        ip(&["-n", &self.first, "link", "set", "cable", "down"]);
     }
 
     pub fn mend(&self) {
-        self.first.ip(&["link", "set", "cable", "up"]);
+        ip(&["-n", &self.first, "link", "set", "cable", "up"]);
     }
 }

@@ -310,8 +310,12 @@ pub struct Host {
 
 impl Host {
     pub fn connect(port: u16, nqn: &str) -> Host {
-        Host::try_connect(|| TcpStream::connect(("127.0.0.1", port)), nqn, Digests::default())
-            .unwrap_or_else(|e| panic!("connecting to {nqn} on port {port}: {e}"))
+        Host::connect_to("127.0.0.1", port, nqn)
+    }
+
+    pub fn connect_to(address: &str, port: u16, nqn: &str) -> Host {
+        Host::try_connect(|| TcpStream::connect((address, port)), nqn, Digests::default())
+            .unwrap_or_else(|e| panic!("connecting to {nqn} at {address}:{port}: {e}"))
     }
 
     /// `dial` opens one TCP connection, for other addresses and namespaces.

@@ -1,5 +1,7 @@
-//! A primary and a secondary that keep one volume, `v0`, in step: two processes on loopback.
+//! A primary and a secondary that keep one volume, `v0`, in step: two processes on loopback, or in networks of their
+//! own with a cable between them.
 
+use super::netns::{Cable, Namespace};
 use super::node::{Node, free_port};
 use super::nvme::Host;
 use super::wait_until;
@@ -23,10 +25,29 @@ pub struct Pair {
     pub primary_port: u16,
     pub secondary_port: u16,
     pub link_port: u16,
+    primary_address: String,
+    secondary_address: String,
+    link_address: String,
+    network: Option<Network>,
+}
+
+/// A namespace for each node, and the only way between them. (The fields drop in this order.)
+struct Network {
+    cable: Cable,
+    _primary: Namespace,
+    _secondary: Namespace,
 }
 
 /// Exports `bdev` as the only namespace of `nqn`.
-pub fn export(node: &Node, port: u16, nqn: &str, bdev: &str, first_cntlid: u16, secondary_view: bool) {
+pub fn export(
+    node: &Node,
+    address: &str,
+    port: u16,
+    nqn: &str,
+    bdev: &str,
+    first_cntlid: u16,
+    secondary_view: bool,
+) {
     node.rpc(
         "nvmf_create_subsystem",
         json!({"nqn": nqn, "allow_any_host": true, "serial_number": "LOCKSTEPTEST", "min_cntlid": first_cntlid,
@@ -40,22 +61,60 @@ pub fn export(node: &Node, port: u16, nqn: &str, bdev: &str, first_cntlid: u16, 
     node.rpc(
         "nvmf_subsystem_add_listener",
         json!({"nqn": nqn, "listen_address":
-               {"trtype": "TCP", "adrfam": "IPv4", "traddr": "127.0.0.1", "trsvcid": port.to_string()}}),
+               {"trtype": "TCP", "adrfam": "IPv4", "traddr": address, "trsvcid": port.to_string()}}),
     );
 }
 
 impl Pair {
-    /// Two nodes with a RAM disk of `size_mib` each, no group yet; `core` of each by number.
+    /// Two nodes with a RAM disk of `size_mib` each, no group yet.
     pub fn nodes(size_mib: u64) -> Pair {
-        let node =
-            |name, core: &str| Node::builder(name).cores(core).memory_mib(256 + 3 * size_mib as u32).start();
-        let pair = Pair {
+        let node = |name, core| Node::builder(name).cores(core).memory_mib(256 + 3 * size_mib as u32).start();
+        Pair {
             secondary: node("secondary", "1"),
             primary: node("primary", "0"),
             primary_port: free_port(),
             secondary_port: free_port(),
             link_port: free_port(),
+            primary_address: "127.0.0.1".to_owned(),
+            secondary_address: "127.0.0.1".to_owned(),
+            link_address: "127.0.0.1".to_owned(),
+            network: None,
+        }
+        .prepared(size_mib)
+    }
+
+    /// As [`Pair::nodes`], each in a network of its own; only a cable that can be cut leads from one to the other.
+    pub fn nodes_with_a_cable(size_mib: u64) -> Pair {
+        let (primary, secondary) = (Namespace::new(), Namespace::new());
+        let node = |name, core, namespace| {
+            let memory_mib = 256 + 3 * size_mib as u32;
+            Node::builder(name).cores(core).memory_mib(memory_mib).namespace(namespace).start()
         };
+        Pair {
+            secondary: node("secondary", "1", &secondary),
+            primary: node("primary", "0", &primary),
+            primary_port: 4420,
+            secondary_port: 4420,
+            link_port: 4500,
+            primary_address: primary.reach(),
+            secondary_address: secondary.reach(),
+            link_address: Cable::SECOND.to_owned(),
+            network: Some(Network {
+                cable: Cable::plug(&primary, &secondary),
+                _primary: primary,
+                _secondary: secondary,
+            }),
+        }
+        .prepared(size_mib)
+    }
+
+    /// The cable of a pair made by [`Pair::nodes_with_a_cable`].
+    pub fn cable(&self) -> &Cable {
+        &self.network.as_ref().expect("a pair in networks of its own").cable
+    }
+
+    fn prepared(self, size_mib: u64) -> Pair {
+        let pair = self;
         for node in [&pair.primary, &pair.secondary] {
             node.rpc(
                 "bdev_malloc_create",
@@ -77,9 +136,12 @@ impl Pair {
 
     /// Fills the disk of both nodes with `byte`, before a group has them.
     pub fn format(&self, byte: u8) {
-        for (node, port) in [(&self.primary, self.primary_port), (&self.secondary, self.secondary_port)] {
-            export(node, port, DISK_NQN, DISK, 1, false);
-            let mut host = Host::connect(port, DISK_NQN);
+        for (node, address, port) in [
+            (&self.primary, &self.primary_address, self.primary_port),
+            (&self.secondary, &self.secondary_address, self.secondary_port),
+        ] {
+            export(node, address, port, DISK_NQN, DISK, 1, false);
+            let mut host = Host::connect_to(address, port, DISK_NQN);
             let size = host.blocks as usize * host.block_size;
             host.write(0, &vec![byte; size]);
             drop(host);
@@ -89,7 +151,7 @@ impl Pair {
 
     /// Creates the group on both nodes; the members of `primary` and `secondary` override its defaults.
     pub fn create_groups(&self, primary: Value, secondary: Value) {
-        let link = json!({"transport": "tcp", "address": "127.0.0.1", "port": self.link_port});
+        let link = json!({"transport": "tcp", "address": self.link_address, "port": self.link_port});
         let volumes = json!([{"name": VOLUME, "bdev": DISK}]);
         let merged = |mut base: Value, extra: Value| {
             if let (Some(base), Value::Object(extra)) = (base.as_object_mut(), extra) {
@@ -120,9 +182,17 @@ impl Pair {
 
     /// The volume on both nodes under one name, and the secondary VM's view under another.
     pub fn export_volume(&self) {
-        export(&self.primary, self.primary_port, VOLUME_NQN, VOLUME, 1, false);
-        export(&self.secondary, self.secondary_port, VOLUME_NQN, VOLUME, 0x100, false);
-        export(&self.secondary, self.secondary_port, VIEW_NQN, VOLUME, 1, true);
+        export(&self.primary, &self.primary_address, self.primary_port, VOLUME_NQN, VOLUME, 1, false);
+        export(
+            &self.secondary,
+            &self.secondary_address,
+            self.secondary_port,
+            VOLUME_NQN,
+            VOLUME,
+            0x100,
+            false,
+        );
+        export(&self.secondary, &self.secondary_address, self.secondary_port, VIEW_NQN, VOLUME, 1, true);
     }
 
     /// Starts replication and waits until both say that they are in step.
@@ -136,17 +206,17 @@ impl Pair {
 
     /// The volume through the primary.
     pub fn volume(&self) -> Host {
-        Host::connect(self.primary_port, VOLUME_NQN)
+        Host::connect_to(&self.primary_address, self.primary_port, VOLUME_NQN)
     }
 
     /// The secondary VM's view.
     pub fn view(&self) -> Host {
-        Host::connect(self.secondary_port, VIEW_NQN)
+        Host::connect_to(&self.secondary_address, self.secondary_port, VIEW_NQN)
     }
 
     /// The volume through the secondary, after its promotion.
     pub fn survivor(&self) -> Host {
-        Host::connect(self.secondary_port, VOLUME_NQN)
+        Host::connect_to(&self.secondary_address, self.secondary_port, VOLUME_NQN)
     }
 
     pub fn checkpoint(&self) -> Value {
