@@ -483,14 +483,16 @@ pub fn recv(file: &RingFile, buf: Buf, all: bool, owner: Rc<dyn RingOwner>, tag:
     })
 }
 
-/// Receives exactly the bytes of `bufs`, in order, unless the stream ends. At most [`MAX_IOVECS`] buffers.
+/// Receives into `bufs` in order: what is there (`all` = false), or exactly their bytes unless the stream ends. At
+/// most [`MAX_IOVECS`] buffers.
 pub fn recv_vectored(
     file: &RingFile,
     bufs: impl Iterator<Item = Buf>,
+    all: bool,
     owner: Rc<dyn RingOwner>,
     tag: u64,
 ) -> OpId {
-    let flags = rustix::net::RecvFlags::WAITALL.bits();
+    let flags = if all { rustix::net::RecvFlags::WAITALL.bits() } else { 0 };
     with_ring(Lane::Interrupt, |ring| {
         let (vector, header) = message(ring, bufs);
         let id = ring.insert(owner, tag, Keep::Vector(vector), Some(file.clone()));
