@@ -34,6 +34,7 @@ mod stats;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod uring;
 
 pub use channel::Channel;
 pub use device::{Access, Bdev, BdevEvent, BdevOptions, Device, DeviceChannel, WatchId};
