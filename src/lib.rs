@@ -9,3 +9,4 @@ pub mod env;
 pub mod nvme;
 pub mod reactor;
 pub mod replication;
+pub mod target;

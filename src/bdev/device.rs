@@ -47,6 +47,11 @@ pub trait Device: Any + Send + Sync {
     /// Called once when the bdev was removed: nothing new comes, what it holds exclusively can be let go.
     fn removed(&self) {}
 
+    /// Whether its access state follows a role that can change, as a replicated volume's does.
+    fn has_roles(&self) -> bool {
+        false
+    }
+
     /// Whether acknowledged writes may still be volatile (a flush means something).
     fn has_write_cache(&self) -> bool {
         false
