@@ -50,11 +50,12 @@ const NQN: &str = "nqn.2026-01.io.lockstep:spdk";
 
 #[test]
 fn spdks_client_builds_saves_and_loads_a_target() {
-    let node = Node::start("built");
-    let file = node.dir().join("disk");
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let file = dir.path().join("disk");
     std::fs::File::create(&file).and_then(|f| f.set_len(16 << 20)).expect("a sparse file");
     let file = file.display().to_string();
     let port = free_port().to_string();
+    let node = Node::start("built");
     for line in [
         "bdev_malloc_create -b Malloc0 16 512",
         "bdev_malloc_create -b Malloc1 16 4096",
@@ -62,7 +63,7 @@ fn spdks_client_builds_saves_and_loads_a_target() {
         &format!("bdev_uring_create {file} File0 512"),
         "bdev_passthru_create -b Malloc1 -p Pass0",
         "bdev_delay_create -b Null0 -d Delay0 -r 10 -t 20 -w 30 -n 40",
-        "nvmf_create_transport -t TCP -u 16384",
+        "nvmf_create_transport -t TCP -c 8192",
         &format!("nvmf_create_subsystem {NQN} -s LOCKSTEP0001 -d Lockstep -r"),
         &format!("nvmf_subsystem_add_ns {NQN} Malloc0 -n 3"),
         &format!("nvmf_subsystem_add_ns {NQN} Pass0"),
@@ -93,7 +94,6 @@ fn spdks_client_builds_saves_and_loads_a_target() {
     drop(loaded);
 
     // The same file is a configuration to start with.
-    let dir = tempfile::tempdir().expect("a temporary folder");
     let config = dir.path().join("node.json");
     std::fs::write(&config, &text).expect("a file that takes it");
     let started = Node::builder("started").config(&config).start();
