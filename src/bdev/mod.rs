@@ -23,6 +23,7 @@ mod histogram;
 mod io;
 mod lifecycle;
 pub mod null;
+pub mod nvme;
 pub mod passthru;
 mod qos;
 pub mod ram;
