@@ -158,6 +158,10 @@ impl Stage {
             ("4500".to_string(), free_port().to_string()),
             ("/var/lib/lockstep".to_string(), node.dir().display().to_string()),
         ];
+        for file in ["disk0.img", "disk1.img"] {
+            let created = std::fs::File::create(node.dir().join(file));
+            created.and_then(|file| file.set_len(16 << 20)).expect("a sparse file");
+        }
         Stage { node, substitutes }
     }
 

@@ -4,6 +4,7 @@
 //! top of a replicated volume is listed with the replication groups: loaders go through subsystems in order.
 
 use super::node::Node;
+use crate::bdev::QosLimits;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
@@ -91,6 +92,12 @@ fn bdevs(node: &Node) -> Vec<Made> {
             late_names.insert(bdev.name().to_string());
         }
         made.push(Made { call: call(method, params), late });
+        let limits = bdev.qos_limits();
+        if limits != QosLimits::default() {
+            let mut params = json!(limits);
+            params["name"] = json!(bdev.name());
+            made.push(Made { call: call("bdev_set_qos_limit", params), late });
+        }
     }
     made
 }

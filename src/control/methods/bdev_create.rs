@@ -8,7 +8,7 @@ use crate::control::registry::{Callable, Family, Method};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use super::only;
+use super::{bdev_file, bdev_stack, only};
 
 params! {
     /// Parameters of `bdev_malloc_create`.
@@ -83,7 +83,7 @@ params! {
 }
 
 /// Errors of every method that makes a bdev.
-const CREATE_ERRORS: &[(i32, &str)] = &[
+pub const CREATE_ERRORS: &[(i32, &str)] = &[
     (-17, "a bdev of this name or identifier exists"),
     (-22, "the name, size or block size is not possible"),
     (-95, "a parameter asks for something that this node does not do"),
@@ -100,39 +100,47 @@ pub fn family() -> Family {
         about: "SPDK's parameters for what a bdev here does not do (metadata, protection information, alignment \
                 hints) are accepted with the value that turns them off, as SPDK's client sends it, and refused \
                 with any other.",
-        methods: vec![
-            Method::new("bdev_malloc_create", Callable::Runtime, malloc_create)
-                .summary("Makes a RAM disk, zero at first.")
-                .result("The bdev's name.")
-                .errors(CREATE_ERRORS)
-                .example(r#"{"name": "Malloc0", "num_blocks": 16384, "block_size": 512}"#),
-            Method::new("bdev_null_create", Callable::Runtime, null_create)
-                .summary(
-                    "Makes a bdev without a medium: writes vanish, reads return anything. For measuring.",
-                )
-                .result("The bdev's name.")
-                .errors(CREATE_ERRORS)
-                .example(r#"{"name": "Null0", "num_blocks": 262144, "block_size": 4096}"#),
-        ],
+        methods: [memory_methods(), bdev_file::methods(), bdev_stack::methods()]
+            .into_iter()
+            .flatten()
+            .collect(),
     }
+}
+
+fn memory_methods() -> Vec<Method> {
+    vec![
+        Method::new("bdev_malloc_create", Callable::Runtime, malloc_create)
+            .summary("Makes a RAM disk, zero at first.")
+            .result("The bdev's name.")
+            .errors(CREATE_ERRORS)
+            .example(r#"{"name": "Malloc0", "num_blocks": 16384, "block_size": 512}"#),
+        Method::new("bdev_null_create", Callable::Runtime, null_create)
+            .summary("Makes a bdev without a medium: writes vanish, reads return anything. For measuring.")
+            .result("The bdev's name.")
+            .errors(CREATE_ERRORS)
+            .example(r#"{"name": "Null0", "num_blocks": 262144, "block_size": 4096}"#),
+    ]
 }
 
 /// The deletions, apart so that the reference's examples can use what the creations made.
 pub fn delete_family() -> Family {
-    let delete = |name, handler, example| {
-        Method::new(name, Callable::Runtime, handler)
-            .summary("Deletes a bdev of this kind. I/O in flight on it ends with an error.")
-            .errors(DELETE_ERRORS)
-            .example(example)
-    };
-    Family {
-        title: "Deleting block devices",
-        about: "",
-        methods: vec![
-            delete("bdev_malloc_delete", malloc_delete, r#"{"name": "Malloc0"}"#),
-            delete("bdev_null_delete", null_delete, r#"{"name": "Null0"}"#),
-        ],
-    }
+    let mut methods = bdev_stack::removals();
+    methods.extend(bdev_file::removals());
+    methods.push(delete("bdev_malloc_delete", malloc_delete, r#"{"name": "Malloc0"}"#));
+    methods.push(delete("bdev_null_delete", null_delete, r#"{"name": "Null0"}"#));
+    Family { title: "Deleting block devices", about: "", methods }
+}
+
+/// A deletion as the reference shows it.
+pub fn delete(
+    name: &'static str,
+    handler: fn(&Arc<Node>, Delete) -> Result<bool, RpcError>,
+    example: &'static str,
+) -> Method {
+    Method::new(name, Callable::Runtime, handler)
+        .summary("Deletes a bdev of this kind. I/O in flight on it ends with an error.")
+        .errors(DELETE_ERRORS)
+        .example(example)
 }
 
 fn options(name: String, uuid: Option<Uuid>, block_size: u32, num_blocks: u64) -> BdevOptions {
@@ -140,7 +148,8 @@ fn options(name: String, uuid: Option<Uuid>, block_size: u32, num_blocks: u64) -
     BdevOptions { name, aliases: Vec::new(), uuid, block_size, num_blocks }
 }
 
-fn add(node: &Node, bdev: Arc<Bdev>) -> Result<String, RpcError> {
+/// Makes a new bdev known; its name.
+pub fn add(node: &Node, bdev: Arc<Bdev>) -> Result<String, RpcError> {
     let name = bdev.name().to_string();
     node.bdevs().add(bdev)?;
     Ok(name)
@@ -188,23 +197,29 @@ fn null_create(node: &Arc<Node>, params: NullCreate) -> Result<String, RpcError>
     add(node, null::create(options(params.name, params.uuid, params.block_size, params.num_blocks))?)
 }
 
-/// Deletes a bdev that `create_method` made.
-fn delete(node: &Node, name: &str, create_method: &str) -> Result<bool, RpcError> {
-    let bdev = node.bdevs().get(name)?;
-    if bdev.device().config().is_none_or(|(method, _)| method != create_method) {
-        return Err(RpcError::errno(
-            rustix::io::Errno::NODEV,
-            format!("`{name}` is a {}, which {create_method} does not make", bdev.device().product_name()),
-        ));
+impl Delete {
+    /// Deletes a bdev that `create_method` made.
+    pub fn run(&self, node: &Node, create_method: &str) -> Result<bool, RpcError> {
+        let bdev = node.bdevs().get(&self.name)?;
+        if bdev.device().config().is_none_or(|(method, _)| method != create_method) {
+            return Err(RpcError::errno(
+                rustix::io::Errno::NODEV,
+                format!(
+                    "`{}` is a {}, which {create_method} does not make",
+                    self.name,
+                    bdev.device().product_name()
+                ),
+            ));
+        }
+        node.bdevs().remove(bdev.name(), node.reactors())?;
+        Ok(true)
     }
-    node.bdevs().remove(bdev.name(), node.reactors())?;
-    Ok(true)
 }
 
 fn malloc_delete(node: &Arc<Node>, params: Delete) -> Result<bool, RpcError> {
-    delete(node, &params.name, "bdev_malloc_create")
+    params.run(node, "bdev_malloc_create")
 }
 
 fn null_delete(node: &Arc<Node>, params: Delete) -> Result<bool, RpcError> {
-    delete(node, &params.name, "bdev_null_create")
+    params.run(node, "bdev_null_create")
 }

@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::only;
 use super::reactors::TICK_RATE_HZ;
+use super::{bdev_tune, only};
 
 /// How often a call that waits for a bdev looks again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
@@ -66,7 +66,12 @@ pub fn family() -> Family {
         title: "Block devices",
         about: "A bdev is found by its name, an alias or its UUID. Statistics are counted per reactor and added up; \
                 latencies are in ticks of `tick_rate` per second.",
-        methods: vec![
+        methods: [listing_methods(), bdev_tune::methods()].into_iter().flatten().collect(),
+    }
+}
+
+fn listing_methods() -> Vec<Method> {
+    vec![
             Method::new("bdev_get_bdevs", Callable::Runtime, get_bdevs)
                 .summary("Describes bdevs.")
                 .result(
@@ -89,8 +94,7 @@ pub fn family() -> Family {
                 .summary("Begins to count anew, for every reader of these statistics.")
                 .errors(&[(-19, "no bdev has this name")])
                 .example(r#"{"name": "Malloc0", "mode": "all"}"#),
-        ],
-    }
+    ]
 }
 
 fn get_bdevs(node: &Arc<Node>, params: GetBdevs) -> Result<Vec<Value>, RpcError> {
@@ -120,6 +124,7 @@ fn describe(bdev: &Bdev) -> Value {
         "block_size": bdev.block_size(),
         "num_blocks": bdev.num_blocks(),
         "uuid": bdev.uuid(),
+        "assigned_rate_limits": bdev_tune::show_limits(&bdev.qos_limits()),
         "claimed": claimant.is_some(),
         "access": bdev.access(),
         "zoned": false,

@@ -1,6 +1,9 @@
 //! The methods, one file a family.
 
 mod bdev_create;
+mod bdev_file;
+mod bdev_stack;
+mod bdev_tune;
 mod bdevs;
 mod framework;
 mod log;
