@@ -89,7 +89,7 @@ impl RingFile {
         RingFile(Rc::new(FileInner { fd, slot, polled_slot }))
     }
 
-    pub fn fd(&self) -> &OwnedFd {
+    pub fn fd(&self) -> &Arc<OwnedFd> {
         &self.0.fd
     }
 }

@@ -1,14 +1,27 @@
 //! The link between two nodes: one control connection, and one data connection for each pair of reactors.
 //!
 //! `wire` (layout), `message` (meaning of a header) and `body` (payloads of control messages) are the format, pure,
-//! drawn byte by byte in `docs/link-protocol.md`.
+//! drawn byte by byte in `docs/link-protocol.md`. `connection` carries messages over one TCP connection on one reactor
+//! (`send` and `receive` are its halves), `connector` and `listener` make connections. What the messages mean to a
+//! group is not known here.
 
 mod body;
+mod connection;
+mod connector;
+mod listener;
 mod message;
+mod receive;
+mod send;
+#[cfg(test)]
+mod tests;
 pub mod wire;
 
 pub use body::{AckEntry, HelloBody, LastSequence, VolumeIdentity, printable, refusal_text};
+pub use connection::{CloseReason, Connection, LinkOwner};
+pub use connector::{Attempt, Backoff, ConnectError, ConnectOwner, connect};
+pub use listener::{AcceptOwner, FirstMessage, HANDSHAKE_DEADLINE, Incoming, ListenError, Listener};
 pub use message::{
     AckStatus, Acks, DataHello, Header, Heartbeat, Hello, LinkRole, Message, Ordered, Outcome, RefusalCode,
     WireError, Write, option, parse,
 };
+pub use send::{Room, SEND_BYTES_HIGH, SEND_ENTRIES_HIGH, SEND_HARD_FACTOR, SendError};

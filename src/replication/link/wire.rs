@@ -32,8 +32,8 @@ pub const VOLUMES_MAX: u16 = 128;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Reactors of a node, so also the data connections of one reactor.
 pub const REACTORS_MAX: u16 = 256;
-/// Sequences of a Prepare, one a lane: 128 volumes over 128 pairs of reactors, 256 KiB.
-pub const LANES_MAX: u16 = 16384;
+/// Sequences of a Prepare, one a lane: 128 volumes over 64 pairs of reactors, 128 KiB.
+pub const LANES_MAX: u16 = 8192;
 
 /// Message types. Numbers are never used again.
 pub mod kind {
