@@ -14,10 +14,12 @@
 //! Which thread: `Bdev` and [`Registry`] any; `Channel`, `Io` and devices' channels the reactor they belong to.
 
 mod channel;
+pub mod delay;
 mod device;
 mod done;
 mod emulate;
 mod error;
+pub mod error_injection;
 mod flight;
 mod histogram;
 mod io;
