@@ -28,20 +28,37 @@
 //! * The undo layers, the overlay and their memory are behind the small trait [`GranuleMaps`]; payloads behind [`Payload`].
 
 mod dirty;
+mod group;
+mod group_primary;
+mod group_secondary;
 mod lane;
+mod maps;
 mod primary;
+mod promoted;
 mod range_lock;
+mod secondary;
 mod table;
 mod types;
+mod view;
 
 #[cfg(test)]
 mod model;
 #[cfg(test)]
+mod pair;
+#[cfg(test)]
+mod pair_tests;
+#[cfg(test)]
 mod primary_tests;
 
 pub use dirty::DirtyMap;
+pub use group::*;
+pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState, Sync};
+pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
 pub use lane::{Answered, Incoming, Outgoing, Run};
+pub use maps::{BufferFull, GranuleMaps};
 pub use primary::{PrimaryConfig, PrimaryOutput, PrimaryStripes, Session};
+pub use promoted::Keep;
 pub use range_lock::{LockId, RangeLock};
+pub use secondary::{Answer, SecondaryConfig, SecondaryOutput, SecondaryStripes};
 pub use table::OpId;
 pub use types::*;

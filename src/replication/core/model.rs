@@ -1,23 +1,60 @@
-//! What the tests of the machines share: a payload of one byte a block.
+//! What the tests of the machines share: a payload of one byte a block, a disk and a disk buffer made of it.
 
-use super::types::{Data, Payload};
+use super::super::Epoch;
+use super::maps::{BufferFull, GranuleMaps};
+use super::types::{Data, Geometry, Payload, Range};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
 
-/// One byte stands for one block.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Bytes(pub Vec<u8>);
+/// One byte stands for one block. Clones and slices share, as real buffers do.
+#[derive(Clone)]
+pub struct Bytes {
+    memory: Rc<RefCell<Vec<u8>>>,
+    from: usize,
+    len: usize,
+}
+
+impl Bytes {
+    pub fn new(content: Vec<u8>) -> Bytes {
+        let len = content.len();
+        Bytes { memory: Rc::new(RefCell::new(content)), from: 0, len }
+    }
+
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.memory.borrow()[self.from..self.from + self.len].to_vec()
+    }
+
+    pub fn put(&self, at: usize, content: &[u8]) {
+        assert!(at + content.len() <= self.len);
+        self.memory.borrow_mut()[self.from + at..self.from + at + content.len()].copy_from_slice(content);
+    }
+}
+
+impl std::fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:x?}", self.to_vec())
+    }
+}
+
+impl PartialEq for Bytes {
+    fn eq(&self, other: &Bytes) -> bool {
+        self.to_vec() == other.to_vec()
+    }
+}
 
 impl Payload for Bytes {
     fn slice(&self, from: u32, blocks: u32) -> Bytes {
-        Bytes(self.0[from as usize..(from + blocks) as usize].to_vec())
+        assert!((from + blocks) as usize <= self.len);
+        Bytes { memory: self.memory.clone(), from: self.from + from as usize, len: blocks as usize }
     }
 
     fn copy_from(&mut self, at: u32, source: &Bytes, from: u32, blocks: u32) {
-        let (at, from, blocks) = (at as usize, from as usize, blocks as usize);
-        self.0[at..at + blocks].copy_from_slice(&source.0[from..from + blocks]);
+        self.put(at as usize, &source.slice(from, blocks).to_vec());
     }
 
     fn zero(&mut self, at: u32, blocks: u32) {
-        self.0[at as usize..(at + blocks) as usize].fill(0);
+        self.put(at as usize, &vec![0; blocks as usize]);
     }
 
     fn equals(&self, other: &Bytes) -> bool {
@@ -26,9 +63,163 @@ impl Payload for Bytes {
 }
 
 pub fn bytes(byte: u8, blocks: u32) -> Bytes {
-    Bytes(vec![byte; blocks as usize])
+    Bytes::new(vec![byte; blocks as usize])
 }
 
 pub fn filled(byte: u8, blocks: u32) -> Data<Bytes> {
     Data::Bytes(bytes(byte, blocks))
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk(pub Vec<u8>);
+
+impl Disk {
+    pub fn read(&self, range: Range) -> Bytes {
+        Bytes::new(self.0[range.lba as usize..range.end() as usize].to_vec())
+    }
+
+    pub fn write(&mut self, range: Range, data: &Data<Bytes>) {
+        let into = &mut self.0[range.lba as usize..range.end() as usize];
+        match data {
+            Data::Bytes(bytes) => into.copy_from_slice(&bytes.to_vec()),
+            Data::Zeroes => into.fill(0),
+        }
+    }
+}
+
+/// The buffer as it is described, without any cleverness.
+pub struct Maps {
+    pub geometry: Geometry,
+    pub undo: BTreeMap<Epoch, BTreeMap<u64, Bytes>>,
+    pub overlay: BTreeMap<u64, Bytes>,
+    pub reserved: u64,
+    /// Granules, over undo and overlay together.
+    pub limit: usize,
+}
+
+impl Maps {
+    pub fn new(geometry: Geometry, limit: usize) -> Maps {
+        Maps { geometry, undo: BTreeMap::new(), overlay: BTreeMap::new(), reserved: 0, limit }
+    }
+
+    fn used(&self) -> usize {
+        let pinned = self.reserved / u64::from(self.geometry.granule_blocks * self.geometry.block_bytes);
+        self.undo.values().map(BTreeMap::len).sum::<usize>() + self.overlay.len() + pinned as usize
+    }
+
+    fn view(&self, granule: u64) -> Option<&Bytes> {
+        self.overlay.get(&granule).or_else(|| self.undo.values().find_map(|layer| layer.get(&granule)))
+    }
+
+    fn within(&self, range: Range) -> (u64, u32) {
+        let granule = self.geometry.granule_of(range.lba);
+        (granule, (range.lba - self.geometry.granule_range(granule).lba) as u32)
+    }
+}
+
+impl GranuleMaps<Bytes> for Maps {
+    fn undo_contains(&self, epoch: Epoch, granule: u64) -> bool {
+        self.undo.get(&epoch).is_some_and(|layer| layer.contains_key(&granule))
+    }
+
+    fn undo_insert(
+        &mut self,
+        epoch: Epoch,
+        granule: u64,
+        content: &Bytes,
+        at: u32,
+    ) -> Result<(), BufferFull> {
+        if self.used() >= self.limit {
+            return Err(BufferFull);
+        }
+        let blocks = self.geometry.granule_range(granule).blocks;
+        let before = self
+            .undo
+            .entry(epoch)
+            .or_default()
+            .insert(granule, Bytes::new(content.slice(at, blocks).to_vec()));
+        assert!(before.is_none(), "an original is never overwritten");
+        Ok(())
+    }
+
+    fn view_contains(&self, granule: u64) -> bool {
+        self.view(granule).is_some()
+    }
+
+    fn view_read(&self, range: Range, into: &mut Bytes, at: u32) {
+        let (granule, from) = self.within(range);
+        let content = self.view(granule).expect("the caller asked before");
+        into.copy_from(at, content, from, range.blocks);
+    }
+
+    fn view_content(&self, granule: u64) -> Option<Data<Bytes>> {
+        self.view(granule).map(|content| Data::Bytes(Bytes::new(content.to_vec())))
+    }
+
+    fn overlay_write(
+        &mut self,
+        range: Range,
+        data: &Data<Bytes>,
+        from: u32,
+        base: Option<&Bytes>,
+    ) -> Result<(), BufferFull> {
+        let (granule, at) = self.within(range);
+        if !self.overlay.contains_key(&granule) && self.used() >= self.limit {
+            return Err(BufferFull);
+        }
+        let blocks = self.geometry.granule_range(granule).blocks;
+        let whole = range.blocks == blocks;
+        let mut content = match self.view(granule).or(base) {
+            Some(content) => Bytes::new(content.to_vec()),
+            None => {
+                assert!(whole, "a granule written in part needs its rest");
+                bytes(0, blocks)
+            }
+        };
+        data.copy_to(from, &mut content, at, range.blocks);
+        self.overlay.insert(granule, content);
+        Ok(())
+    }
+
+    fn drop_through(&mut self, epoch: Epoch) {
+        self.undo.retain(|&layer, _| layer > epoch);
+        self.overlay.clear();
+    }
+
+    fn drop_overlay(&mut self) {
+        self.overlay.clear();
+    }
+
+    fn drop_all(&mut self) {
+        self.undo.clear();
+        self.overlay.clear();
+    }
+
+    fn remove(&mut self, granule: u64) {
+        self.overlay.remove(&granule);
+        self.undo.values_mut().for_each(|layer| {
+            layer.remove(&granule);
+        });
+    }
+
+    fn next_buffered(&self, from: u64) -> Option<u64> {
+        let undo = self.undo.values().filter_map(|layer| layer.range(from..).next().map(|entry| *entry.0));
+        undo.chain(self.overlay.range(from..).next().map(|entry| *entry.0)).min()
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<(), BufferFull> {
+        if self.used() >= self.limit {
+            return Err(BufferFull);
+        }
+        self.reserved += bytes;
+        Ok(())
+    }
+
+    fn release(&mut self, bytes: u64) {
+        self.reserved -= bytes;
+    }
+
+    fn fullness(&self) -> u8 {
+        (self.used() * 100 / self.limit.max(1)).min(100) as u8
+    }
 }

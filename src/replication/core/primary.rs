@@ -26,7 +26,7 @@ pub struct PrimaryConfig {
 }
 
 /// A connection to the peer that passed its handshake.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Reactors of the peer: one lane to each, stripes dealt out among them as among our own.
     pub lanes: u16,
@@ -43,6 +43,7 @@ pub enum PrimaryOutput<P> {
     CompareRead {
         op: OpId,
         range: Range,
+        into: P,
     },
     /// Reads the source of a full sync; comes back by [`PrimaryStripes::copy_read`].
     CopyRead {
@@ -83,6 +84,7 @@ enum Kind<P> {
         range: Range,
         compare: P,
         data: P,
+        scratch: P,
         fua: bool,
     },
     Flush,
@@ -139,13 +141,14 @@ impl<P> Op<P> {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Link {
-    /// No peer and none lost: nothing is tracked (before the first start).
-    Never,
     Up {
         generation: Generation,
         preserve: bool,
     },
-    Down,
+    /// Before the first session nothing waits for the peer, whatever the policy.
+    Down {
+        lost: bool,
+    },
 }
 
 /// Whether launching is allowed.
@@ -163,6 +166,7 @@ enum Copying {
     Running {
         cursor: u64,
         in_flight: u32,
+        only_dirty: bool,
     },
 }
 
@@ -197,7 +201,7 @@ impl<P: Payload> PrimaryStripes<P> {
             lock: RangeLock::new(),
             lanes: 1,
             lag_bytes: 0,
-            link: Link::Never,
+            link: Link::Down { lost: false },
             gate: Gate::Open,
             epoch: Epoch(0),
             dirty: DirtyMap::new(config.geometry),
@@ -226,6 +230,11 @@ impl<P: Payload> PrimaryStripes<P> {
         self.lag_bytes
     }
 
+    #[cfg(test)]
+    pub(super) fn token_of(&self, id: OpId) -> Token {
+        self.ops.get(id).map_or(0, |op| op.token)
+    }
+
     /// How far a full sync is: the next block to copy, or `None` when none runs.
     pub fn copy_cursor(&self) -> Option<u64> {
         match self.copying {
@@ -238,8 +247,8 @@ impl<P: Payload> PrimaryStripes<P> {
     pub fn submit(&mut self, token: Token, command: Command<P>, out: &mut Vec<PrimaryOutput<P>>) {
         let kind = match command {
             Command::Write { range, data, fua } => Kind::Write { range, data, fua },
-            Command::CompareAndWrite { range, compare, data, fua } => {
-                Kind::Compare { range, compare, data, fua }
+            Command::CompareAndWrite { range, compare, data, scratch, fua } => {
+                Kind::Compare { range, compare, data, scratch, fua }
             }
             Command::Flush => Kind::Flush,
             Command::Read { .. } => {
@@ -291,14 +300,16 @@ impl<P: Payload> PrimaryStripes<P> {
 
     fn shut(&self) -> bool {
         self.gate == Gate::Frozen
-            || (self.link == Link::Down && self.config.on_link_loss == OnLinkLoss::Block)
+            || (self.link == Link::Down { lost: true } && self.config.on_link_loss == OnLinkLoss::Block)
     }
 
     /// The operation holds its range.
     fn granted(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
         let Some(op) = self.ops.get(id) else { return };
         match &op.kind {
-            Kind::Compare { range, .. } => out.push(PrimaryOutput::CompareRead { op: id, range: *range }),
+            Kind::Compare { range, scratch, .. } => {
+                out.push(PrimaryOutput::CompareRead { op: id, range: *range, into: scratch.clone() });
+            }
             Kind::Copy { range, round, .. } => {
                 if self.is_stale(*round) {
                     let range = *range;
@@ -349,8 +360,7 @@ impl<P: Payload> PrimaryStripes<P> {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (generation, preserve) = match self.link {
             Link::Up { generation, preserve } => (generation, preserve),
-            Link::Never => return,
-            Link::Down => return self.dirty.mark(op.range()),
+            Link::Down { .. } => return self.dirty.mark(op.range()),
         };
         let (epoch, range) = (self.epoch, op.range());
         let body = match &op.kind {
@@ -441,7 +451,7 @@ impl<P: Payload> PrimaryStripes<P> {
         }
         let range = op.range();
         op.local = if ok { Local::Done } else { Local::Failed };
-        if !ok && range.blocks > 0 && self.link != Link::Never {
+        if !ok && range.blocks > 0 {
             self.dirty.mark(range);
             out.push(PrimaryOutput::Event(StripeEvent::LocalWriteFailed(range)));
         }
@@ -607,7 +617,7 @@ impl<P: Payload> PrimaryStripes<P> {
     /// The connections are gone: what the peer had not confirmed is dirty.
     pub fn link_down(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         if matches!(self.link, Link::Up { .. }) {
-            self.link = Link::Down;
+            self.link = Link::Down { lost: true };
         }
         self.copying = Copying::Idle;
         self.lag_bytes = 0;
@@ -660,18 +670,19 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
-    /// Copies everything this machine owns to the peer, through the range lock, while hosts go on.
-    pub fn start_copy(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+    /// Copies what this machine owns to the peer, through the range lock, while hosts go on: everything, or what is
+    /// marked as differing.
+    pub fn start_copy(&mut self, only_dirty: bool, out: &mut Vec<PrimaryOutput<P>>) {
         if matches!(self.link, Link::Up { .. }) {
-            self.copying = Copying::Running { cursor: 0, in_flight: 0 };
+            self.copying = Copying::Running { cursor: 0, in_flight: 0, only_dirty };
             self.copy_round = self.copy_round.wrapping_add(1);
             self.copy_more(out);
         }
     }
 
     fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
-        while let Copying::Running { cursor, in_flight } = self.copying {
-            let Some(range) = self.next_copy(cursor) else {
+        while let Copying::Running { cursor, in_flight, only_dirty } = self.copying {
+            let Some(range) = self.next_copy(cursor, only_dirty) else {
                 if in_flight == 0 {
                     self.copying = Copying::Idle;
                     out.push(PrimaryOutput::Event(StripeEvent::CopyFinished));
@@ -681,7 +692,7 @@ impl<P: Payload> PrimaryStripes<P> {
             if in_flight >= COPY_DEPTH {
                 return;
             }
-            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1 };
+            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, only_dirty };
             let op = Op {
                 kind: Kind::Copy { range, data: None, round: self.copy_round },
                 token: 0,
@@ -697,7 +708,17 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// The next piece at or after `cursor` in a stripe that this machine owns.
-    fn next_copy(&self, cursor: u64) -> Option<Range> {
+    fn next_copy(&self, mut cursor: u64, only_dirty: bool) -> Option<Range> {
+        loop {
+            let range = self.next_owned(cursor)?;
+            if !only_dirty || self.dirty.is_dirty(range) {
+                return Some(range);
+            }
+            cursor = range.end();
+        }
+    }
+
+    fn next_owned(&self, cursor: u64) -> Option<Range> {
         let geometry = &self.config.geometry;
         let owners = u64::from(geometry.owners.max(1));
         let stripe = geometry.stripe_of(cursor);

@@ -195,7 +195,13 @@ fn a_compare_that_differs_writes_nothing_anywhere() {
     let mut bench = Bench::new(AckMode::Applied, OnLinkLoss::Continue);
     for (token, found) in [(1, 9), (2, 5)] {
         let range = Range::new(0, 2);
-        let command = Command::CompareAndWrite { range, compare: bytes(5, 2), data: bytes(6, 2), fua: false };
+        let command = Command::CompareAndWrite {
+            range,
+            compare: bytes(5, 2),
+            data: bytes(6, 2),
+            scratch: bytes(0, 2),
+            fua: false,
+        };
         bench.machine.submit(token, command, &mut bench.out);
         let op = bench.out.iter().rev().find_map(|output| match output {
             PrimaryOutput::CompareRead { op, .. } => Some(*op),
@@ -256,7 +262,7 @@ fn a_flush_is_a_barrier_on_every_lane() {
 #[test]
 fn a_full_sync_copies_everything_while_a_write_waits_only_for_its_own_range() {
     let mut bench = Bench::new(AckMode::Applied, OnLinkLoss::Continue);
-    bench.machine.start_copy(&mut bench.out);
+    bench.machine.start_copy(false, &mut bench.out);
     bench.write(1, 0, 4);
     bench.write(2, 1500, 4);
     assert_eq!(bench.submitted().len(), 1, "the first eight pieces are being read, the rest is free");
@@ -286,7 +292,7 @@ fn a_full_sync_copies_everything_while_a_write_waits_only_for_its_own_range() {
 #[test]
 fn a_late_read_of_a_copy_that_the_link_ended_is_ignored_and_the_new_round_reads_again() {
     let mut bench = Bench::new(AckMode::Applied, OnLinkLoss::Continue);
-    bench.machine.start_copy(&mut bench.out);
+    bench.machine.start_copy(false, &mut bench.out);
     let reads: Vec<OpId> = bench
         .out
         .iter()
@@ -298,7 +304,7 @@ fn a_late_read_of_a_copy_that_the_link_ended_is_ignored_and_the_new_round_reads_
     bench.machine.copy_read(reads[0], Some(bytes(3, 64)), &mut bench.out);
     bench.machine.link_down(&mut bench.out);
     bench.up(1, Epoch(2));
-    bench.machine.start_copy(&mut bench.out);
+    bench.machine.start_copy(false, &mut bench.out);
     let sent = bench.sent().len();
     bench.machine.copy_read(reads[1], Some(bytes(3, 64)), &mut bench.out);
     assert_eq!(bench.sent().len(), sent);

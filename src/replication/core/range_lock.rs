@@ -21,6 +21,11 @@ const REGIONS_MAX: u64 = 4;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockId(u32);
 
+impl LockId {
+    /// Names no entry; releasing it does nothing.
+    pub(super) const NONE: LockId = LockId(u32::MAX);
+}
+
 struct Entry<T> {
     range: Range,
     order: u64,

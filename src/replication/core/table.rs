@@ -64,6 +64,14 @@ impl<T> Table<T> {
         self.slots.len() - self.free.len()
     }
 
+    pub fn for_each_mut(&mut self, mut look: impl FnMut(OpId, &mut T)) {
+        for (index, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(value) = &mut slot.value {
+                look(OpId::new(index, slot.round), value);
+            }
+        }
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (OpId, &T)> {
         self.slots.iter().enumerate().filter_map(|(index, slot)| {
             slot.value.as_ref().map(|value| (OpId::new(index, slot.round), value))

@@ -170,10 +170,24 @@ pub enum Refusal {
 /// Something a host asks of a volume.
 #[derive(Clone, Debug)]
 pub enum Command<P> {
-    Read { range: Range, into: P },
-    Write { range: Range, data: Data<P>, fua: bool },
+    Read {
+        range: Range,
+        into: P,
+    },
+    Write {
+        range: Range,
+        data: Data<P>,
+        fua: bool,
+    },
     Flush,
-    CompareAndWrite { range: Range, compare: P, data: P, fua: bool },
+    /// `scratch` is as large as the others; the old content is read into it.
+    CompareAndWrite {
+        range: Range,
+        compare: P,
+        data: P,
+        scratch: P,
+        fua: bool,
+    },
 }
 
 /// One message of a lane from the primary.

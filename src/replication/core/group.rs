@@ -1,0 +1,258 @@
+//! What the two group machines share: what they tell the stripe machines, the peer, the metadata file and the caller.
+
+use super::super::{Epoch, Generation, Sequence};
+use super::primary::Session;
+use super::promoted::Keep;
+use super::types::{AckMode, OnLinkLoss};
+
+/// The durable record of a group: the only thing that decides after a crash. Generations and epochs in it never fall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupRecord {
+    pub generation: Generation,
+    pub committed: Epoch,
+    /// No epoch through this one is ever begun again.
+    pub newest: Epoch,
+    /// A full sync into this node began and did not end: there is no consistent content here.
+    pub inconsistent: bool,
+    /// This node was promoted in `generation`.
+    pub promoted: bool,
+}
+
+/// The last message of an epoch on one data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    pub primary_reactor: u16,
+    pub secondary_reactor: u16,
+    pub sequence: Sequence,
+}
+
+/// How a step ended at the secondary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Ok,
+    Timeout,
+    WrongEpoch,
+    Disk,
+    Metadata,
+    /// The originals of this epoch were not kept.
+    Unrecoverable,
+    NotRunning,
+}
+
+/// A message of the control connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// A session begins with this epoch, over a full sync or over disks that are said to be equal. Comes back as the answer.
+    Begin {
+        epoch: Epoch,
+        full: bool,
+    },
+    /// The commit of this epoch ends the full sync.
+    SyncEnd {
+        epoch: Epoch,
+    },
+    Prepare {
+        epoch: Epoch,
+        timeout_ms: u32,
+        lasts: Vec<Last>,
+    },
+    Prepared {
+        epoch: Epoch,
+        ended: Ended,
+    },
+    Commit {
+        epoch: Epoch,
+    },
+    Committed {
+        epoch: Epoch,
+        ended: Ended,
+    },
+    Abort {
+        epoch: Epoch,
+    },
+    Aborted {
+        epoch: Epoch,
+        ended: Ended,
+    },
+}
+
+/// To every reactor of the node, for every machine of the group there. Each is answered once by every reactor where
+/// its answer is named.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToStripes {
+    LinkUp(Session),
+    LinkDown,
+    /// Answered by `frozen`.
+    Freeze,
+    /// Answered by `stamped`.
+    Stamp {
+        next: Epoch,
+        preserve: bool,
+    },
+    Thaw,
+    StartCopy {
+        only_dirty: bool,
+    },
+    Fence,
+    SetAck(AckMode),
+    SetOnLinkLoss(OnLinkLoss),
+    /// Answered by `done`.
+    Begin {
+        generation: Generation,
+        base: Epoch,
+    },
+    /// Answered by `prepared`, when everything through `lasts` arrived and is accounted for.
+    Prepare {
+        epoch: Epoch,
+        lasts: Vec<Last>,
+    },
+    Settle {
+        epoch: Epoch,
+    },
+    /// Answered by `done`.
+    Commit {
+        epoch: Epoch,
+    },
+    Abort,
+    LoseThrough(Epoch),
+    /// Answered by `done` or `refused`, and later by `drained`.
+    Promote {
+        keep: Keep,
+        generation: Generation,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// The command that is under way has missed its deadline.
+    Deadline,
+    /// Half of the deadline: what the disk has not taken is pinned.
+    Settle,
+    /// Time for a checkpoint of the group's own.
+    Interval,
+}
+
+/// Names one arming of a timer, so that a late one is recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Armed {
+    pub timer: Timer,
+    pub round: u64,
+}
+
+/// Whether the peer was heard of lately; tells a hung peer from a hung link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Heard,
+    Silent,
+}
+
+/// What a command of the control plane ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Success {
+    Done,
+    Epoch(Epoch),
+    Generation(Generation),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    #[error("the group is {0}: the command does not apply")]
+    WrongState(&'static str),
+    #[error("another checkpoint is under way: wait for it, commit it or abort it")]
+    Busy,
+    #[error("epoch {0} is not the one that was prepared")]
+    WrongEpoch(Epoch),
+    #[error("hung peer: the secondary answers, but did not finish epoch {0} in time")]
+    HungPeer(Epoch),
+    #[error("hung link: nothing is heard of the peer; epoch {0} is aborted")]
+    HungLink(Epoch),
+    #[error("a reactor of this node did not stop for the cut of epoch {0} in time")]
+    HungReactor(Epoch),
+    #[error("hung disk: a disk of the secondary failed or did not take epoch {0} in time")]
+    HungDisk(Epoch),
+    #[error(
+        "the secondary did not confirm the commit of epoch {0} in time; whether it is durable shows when the peer is back"
+    )]
+    OutcomeUnknown(Epoch),
+    #[error("the link to the peer was lost")]
+    LinkLost,
+    #[error(
+        "the peer did not answer in time: check its address, that it runs, and that the group exists there"
+    )]
+    NoPeer,
+    #[error("a newer generation took over: this node is fenced")]
+    Fenced,
+    #[error("the record of the group could not be written: check the file system of its metadata file")]
+    Metadata,
+    #[error("the originals of epoch {0} were not all kept, it cannot be committed")]
+    Unrecoverable(Epoch),
+    #[error("the volumes are inconsistent: a full sync into this node has not ended")]
+    Inconsistent,
+    #[error("the group keeps no disk buffer: only `latest` can be promised")]
+    NoBuffer,
+    #[error("the originals since the last checkpoint were not all kept: only `latest` can be promised")]
+    ViewLost,
+    #[error("the group was stopped")]
+    Stopped,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupEvent {
+    LinkLost,
+    SyncStarted,
+    SyncFinished,
+    SyncFailed,
+    Committed(Epoch),
+    CheckpointFailed(GroupError),
+    PeerDiskFailed,
+    Fenced,
+    BufferWatermark(u8),
+    BufferOverrun(Epoch),
+    HungDisk,
+    DiskHealed,
+    DrainFailed,
+    Drained,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum GroupOutput {
+    ToStripes(ToStripes),
+    Send(Control),
+    /// Open the connections to the peer, and open them again when they fail, until told otherwise.
+    Connect,
+    /// Close the connections and open none.
+    Disconnect,
+    /// Comes back by `persisted`. There is never more than one under way.
+    PersistRecord(GroupRecord),
+    ArmTimer {
+        armed: Armed,
+        after_ms: u32,
+    },
+    Reply {
+        command: u64,
+        result: Result<Success, GroupError>,
+    },
+    Event(GroupEvent),
+}
+
+/// Arms timers so that only the latest arming of each counts.
+#[derive(Default)]
+pub(super) struct Timers {
+    rounds: [u64; 3],
+}
+
+impl Timers {
+    pub fn arm(&mut self, timer: Timer, after_ms: u32, out: &mut Vec<GroupOutput>) {
+        self.cancel(timer);
+        let armed = Armed { timer, round: self.rounds[timer as usize] };
+        out.push(GroupOutput::ArmTimer { armed, after_ms });
+    }
+
+    pub fn cancel(&mut self, timer: Timer) {
+        self.rounds[timer as usize] += 1;
+    }
+
+    pub fn is_current(&self, armed: Armed) -> bool {
+        self.rounds[armed.timer as usize] == armed.round
+    }
+}

@@ -1,0 +1,575 @@
+//! The primary's group machine: sessions with the peer, cuts and checkpoints, the full sync.
+//!
+//! Invariants. An epoch number is used for one cut only. Every command is answered once, by its deadline at the
+//! latest. A checkpoint that fails leaves the group as it was but for the burned number.
+
+use super::super::{Epoch, Generation};
+use super::group::*;
+use super::primary::Session;
+use super::types::StripeEvent;
+
+/// How the disks of a new session are made equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    Full,
+    /// The caller knows that they are.
+    None,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct PrimaryGroupConfig {
+    /// Reactors of this node.
+    pub reactors: u16,
+    pub checkpoint_timeout_ms: u32,
+    /// 0: only on command.
+    pub checkpoint_interval_ms: u32,
+    /// How long a start waits for the peer.
+    pub connect_timeout_ms: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrimaryState {
+    Stopped,
+    Connecting,
+    /// Connected; waiting for the peer to be ready for the session.
+    Beginning,
+    Syncing,
+    Running,
+    /// Serving alone after a loss; the peer needs a resync.
+    ResyncRequired,
+    Fenced,
+}
+
+impl PrimaryState {
+    pub fn name(self) -> &'static str {
+        match self {
+            PrimaryState::Stopped => "stopped",
+            PrimaryState::Connecting => "connecting",
+            PrimaryState::Beginning => "connecting",
+            PrimaryState::Syncing => "syncing",
+            PrimaryState::Running => "running",
+            PrimaryState::ResyncRequired => "resync required",
+            PrimaryState::Fenced => "fenced",
+        }
+    }
+}
+
+/// Who asked for the checkpoint, and how far it is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Prepare(u64),
+    Whole(u64),
+    Interval,
+    EndOfSync,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Idle,
+    Freezing { wish: Wish, left: u16, timeout_ms: u32 },
+    Stamping { wish: Wish, left: u16, timeout_ms: u32, lasts: Vec<Last> },
+    Preparing { wish: Wish },
+    Prepared,
+    Committing { wish: Wish },
+    Aborting { command: u64 },
+}
+
+pub struct PrimaryGroup {
+    config: PrimaryGroupConfig,
+    record: GroupRecord,
+    state: PrimaryState,
+    step: Step,
+    /// The epoch of the step.
+    epoch: Epoch,
+    sync: Sync,
+    lanes: u16,
+    starting: Option<u64>,
+    copies_left: u32,
+    timers: Timers,
+    persisting: bool,
+    persist_again: bool,
+}
+
+type Out = Vec<GroupOutput>;
+
+impl PrimaryGroup {
+    pub fn new(config: PrimaryGroupConfig, record: GroupRecord) -> PrimaryGroup {
+        PrimaryGroup {
+            config,
+            record,
+            state: PrimaryState::Stopped,
+            step: Step::Idle,
+            epoch: Epoch(0),
+            sync: Sync::None,
+            lanes: 1,
+            starting: None,
+            copies_left: 0,
+            timers: Timers::default(),
+            persisting: false,
+            persist_again: false,
+        }
+    }
+
+    pub fn state(&self) -> PrimaryState {
+        self.state
+    }
+
+    pub fn record(&self) -> GroupRecord {
+        self.record
+    }
+
+    /// The epoch that writes carry now.
+    pub fn open_epoch(&self) -> Epoch {
+        self.record.newest
+    }
+
+    pub fn set_timeouts(&mut self, checkpoint_timeout_ms: u32, out: &mut Out) {
+        self.config.checkpoint_timeout_ms = checkpoint_timeout_ms;
+        self.arm_interval(out);
+    }
+
+    pub fn set_interval(&mut self, interval_ms: u32, out: &mut Out) {
+        self.config.checkpoint_interval_ms = interval_ms;
+        self.arm_interval(out);
+    }
+
+    fn arm_interval(&mut self, out: &mut Out) {
+        if self.state == PrimaryState::Running && self.config.checkpoint_interval_ms > 0 {
+            self.timers.arm(Timer::Interval, self.config.checkpoint_interval_ms, out);
+        } else {
+            self.timers.cancel(Timer::Interval);
+        }
+    }
+
+    /// Begins a session with the peer.
+    pub fn start(&mut self, command: u64, sync: Sync, out: &mut Out) {
+        match self.state {
+            PrimaryState::Stopped | PrimaryState::ResyncRequired => {}
+            state => return reply(out, command, Err(GroupError::WrongState(state.name()))),
+        }
+        self.state = PrimaryState::Connecting;
+        self.sync = sync;
+        self.starting = Some(command);
+        self.timers.arm(Timer::Deadline, self.config.connect_timeout_ms, out);
+        out.push(GroupOutput::Connect);
+    }
+
+    /// All connections stand and the handshake agreed. `newest` is the newest epoch that the peer ever saw; `lanes`
+    /// the number of its reactors.
+    pub fn connected(&mut self, newest: Epoch, generation: Generation, lanes: u16, out: &mut Out) {
+        if self.state != PrimaryState::Connecting {
+            return;
+        }
+        self.record.newest = self.record.newest.max(newest).next();
+        self.record.generation = self.record.generation.max(generation);
+        self.record.committed = Epoch(self.record.newest.0 - 1);
+        self.lanes = lanes;
+        self.state = PrimaryState::Beginning;
+        self.persist(out);
+        let full = self.sync == Sync::Full;
+        out.push(GroupOutput::Send(Control::Begin { epoch: self.record.newest, full }));
+    }
+
+    fn persist(&mut self, out: &mut Out) {
+        if self.persisting {
+            self.persist_again = true;
+            return;
+        }
+        self.persisting = true;
+        out.push(GroupOutput::PersistRecord(self.record));
+    }
+
+    /// The record is durable, or could not be made so. The primary's own record only keeps numbers from being used
+    /// again; what decides is the secondary's.
+    pub fn persisted(&mut self, ok: bool, out: &mut Out) {
+        self.persisting = false;
+        if std::mem::take(&mut self.persist_again) {
+            self.persist(out);
+        }
+        if !ok {
+            out.push(GroupOutput::Event(GroupEvent::CheckpointFailed(GroupError::Metadata)));
+        }
+    }
+
+    /// A message of the peer.
+    pub fn message(&mut self, message: Control, out: &mut Out) {
+        match message {
+            Control::Begin { epoch, .. } => self.begun(epoch, out),
+            Control::Prepared { epoch, ended } => self.prepared(epoch, ended, out),
+            Control::Committed { epoch, ended } => self.committed(epoch, ended, out),
+            Control::Aborted { epoch, .. } => {
+                if let Step::Aborting { command } = self.step
+                    && epoch == self.epoch
+                {
+                    self.end_step();
+                    reply(out, command, Ok(Success::Epoch(epoch)));
+                }
+            }
+            Control::SyncEnd { .. }
+            | Control::Prepare { .. }
+            | Control::Commit { .. }
+            | Control::Abort { .. } => {}
+        }
+    }
+
+    fn begun(&mut self, epoch: Epoch, out: &mut Out) {
+        if self.state != PrimaryState::Beginning || epoch != self.record.newest {
+            return;
+        }
+        self.timers.cancel(Timer::Deadline);
+        let full = self.sync == Sync::Full;
+        let session =
+            Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
+        out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
+        if full {
+            self.state = PrimaryState::Syncing;
+            self.copies_left = u32::from(self.config.reactors);
+            out.push(GroupOutput::Event(GroupEvent::SyncStarted));
+        } else {
+            self.state = PrimaryState::Running;
+            self.arm_interval(out);
+        }
+        // What was written before every reactor knew of the session the peer lacks, whatever the caller knew.
+        out.push(GroupOutput::ToStripes(ToStripes::StartCopy { only_dirty: !full }));
+        if let Some(command) = self.starting.take() {
+            reply(out, command, Ok(Success::Done));
+        }
+    }
+
+    /// Every machine of one reactor has copied all it owns.
+    pub fn copied(&mut self, out: &mut Out) {
+        if self.state != PrimaryState::Syncing {
+            return;
+        }
+        self.copies_left = self.copies_left.saturating_sub(1);
+        if self.copies_left == 0 {
+            self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
+        }
+    }
+
+    pub fn prepare(&mut self, command: u64, timeout_ms: Option<u32>, out: &mut Out) {
+        self.checkpoint(Wish::Prepare(command), command, timeout_ms, out);
+    }
+
+    pub fn do_checkpoint(&mut self, command: u64, timeout_ms: Option<u32>, out: &mut Out) {
+        self.checkpoint(Wish::Whole(command), command, timeout_ms, out);
+    }
+
+    fn checkpoint(&mut self, wish: Wish, command: u64, timeout_ms: Option<u32>, out: &mut Out) {
+        match (self.state, &self.step) {
+            (PrimaryState::Running, Step::Idle) => {
+                self.cut(wish, timeout_ms.unwrap_or(self.config.checkpoint_timeout_ms), out);
+            }
+            (PrimaryState::Running, _) => reply(out, command, Err(GroupError::Busy)),
+            (PrimaryState::Fenced, _) => reply(out, command, Err(GroupError::Fenced)),
+            (state, _) => reply(out, command, Err(GroupError::WrongState(state.name()))),
+        }
+    }
+
+    fn cut(&mut self, wish: Wish, timeout_ms: u32, out: &mut Out) {
+        self.epoch = self.record.newest;
+        self.step = Step::Freezing { wish, left: self.config.reactors, timeout_ms };
+        self.timers.arm(Timer::Deadline, timeout_ms, out);
+        out.push(GroupOutput::ToStripes(ToStripes::Freeze));
+    }
+
+    /// One more reactor has frozen its machines.
+    pub fn frozen(&mut self, out: &mut Out) {
+        let Step::Freezing { wish, left, timeout_ms } = &mut self.step else { return };
+        *left = left.saturating_sub(1);
+        if *left > 0 {
+            return;
+        }
+        let (wish, timeout_ms) = (*wish, *timeout_ms);
+        self.step = Step::Stamping { wish, left: self.config.reactors, timeout_ms, lasts: Vec::new() };
+        self.record.newest = self.epoch.next();
+        out.push(GroupOutput::ToStripes(ToStripes::Stamp { next: self.record.newest, preserve: true }));
+    }
+
+    /// One more reactor has stamped its machines; `lasts` of its connections.
+    pub fn stamped(&mut self, mut more: Vec<Last>, out: &mut Out) {
+        let Step::Stamping { wish, left, timeout_ms, lasts } = &mut self.step else { return };
+        lasts.append(&mut more);
+        *left = left.saturating_sub(1);
+        if *left > 0 {
+            return;
+        }
+        let (wish, timeout_ms, lasts) = (*wish, *timeout_ms, std::mem::take(lasts));
+        self.step = Step::Preparing { wish };
+        out.push(GroupOutput::Send(Control::Prepare { epoch: self.epoch, timeout_ms, lasts }));
+    }
+
+    fn prepared(&mut self, epoch: Epoch, ended: Ended, out: &mut Out) {
+        let Step::Preparing { wish } = self.step else { return };
+        if epoch != self.epoch {
+            return;
+        }
+        if let Some(error) = error_of(ended, epoch) {
+            out.push(GroupOutput::Send(Control::Abort { epoch }));
+            return self.step_failed(error, out);
+        }
+        match wish {
+            Wish::Prepare(command) => {
+                self.timers.cancel(Timer::Deadline);
+                self.step = Step::Prepared;
+                reply(out, command, Ok(Success::Epoch(epoch)));
+            }
+            Wish::EndOfSync => {
+                out.push(GroupOutput::Send(Control::SyncEnd { epoch }));
+                self.send_commit(wish, out);
+            }
+            Wish::Whole(_) | Wish::Interval => self.send_commit(wish, out),
+        }
+    }
+
+    fn send_commit(&mut self, wish: Wish, out: &mut Out) {
+        self.step = Step::Committing { wish };
+        out.push(GroupOutput::Send(Control::Commit { epoch: self.epoch }));
+    }
+
+    pub fn commit(&mut self, command: u64, epoch: Epoch, out: &mut Out) {
+        if let Some(error) = self.not_prepared(epoch) {
+            return reply(out, command, Err(error));
+        }
+        self.timers.arm(Timer::Deadline, self.config.checkpoint_timeout_ms, out);
+        self.send_commit(Wish::Whole(command), out);
+    }
+
+    pub fn abort(&mut self, command: u64, epoch: Epoch, out: &mut Out) {
+        if let Some(error) = self.not_prepared(epoch) {
+            return reply(out, command, Err(error));
+        }
+        self.timers.arm(Timer::Deadline, self.config.checkpoint_timeout_ms, out);
+        self.step = Step::Aborting { command };
+        out.push(GroupOutput::Send(Control::Abort { epoch }));
+    }
+
+    fn not_prepared(&self, epoch: Epoch) -> Option<GroupError> {
+        match (self.state, &self.step) {
+            (PrimaryState::Fenced, _) => Some(GroupError::Fenced),
+            (PrimaryState::Running, Step::Prepared) if epoch == self.epoch => None,
+            (PrimaryState::Running, Step::Prepared | Step::Idle) => Some(GroupError::WrongEpoch(epoch)),
+            (PrimaryState::Running, _) => Some(GroupError::Busy),
+            (state, _) => Some(GroupError::WrongState(state.name())),
+        }
+    }
+
+    fn committed(&mut self, epoch: Epoch, ended: Ended, out: &mut Out) {
+        if ended == Ended::Ok && epoch > self.record.committed && epoch < self.record.newest {
+            // Also when it comes after the deadline: then this is how the outcome becomes known.
+            self.record.committed = epoch;
+            self.persist(out);
+            out.push(GroupOutput::Event(GroupEvent::Committed(epoch)));
+        }
+        let Step::Committing { wish } = self.step else { return };
+        if epoch != self.epoch {
+            return;
+        }
+        if let Some(error) = error_of(ended, epoch) {
+            return self.step_failed(error, out);
+        }
+        self.end_step();
+        match wish {
+            Wish::Prepare(command) | Wish::Whole(command) => reply(out, command, Ok(Success::Epoch(epoch))),
+            Wish::Interval => {}
+            Wish::EndOfSync => {
+                self.state = PrimaryState::Running;
+                out.push(GroupOutput::Event(GroupEvent::SyncFinished));
+            }
+        }
+        self.arm_interval(out);
+    }
+
+    fn end_step(&mut self) {
+        self.step = Step::Idle;
+        self.timers.cancel(Timer::Deadline);
+    }
+
+    /// Ends the step under way with an error for whoever asked for it.
+    fn step_failed(&mut self, error: GroupError, out: &mut Out) {
+        let step = std::mem::replace(&mut self.step, Step::Idle);
+        self.timers.cancel(Timer::Deadline);
+        let wish = match step {
+            Step::Idle | Step::Prepared => return,
+            Step::Aborting { command } => return reply(out, command, Err(error)),
+            Step::Freezing { wish, .. } | Step::Stamping { wish, .. } => {
+                out.push(GroupOutput::ToStripes(ToStripes::Thaw));
+                wish
+            }
+            Step::Preparing { wish } | Step::Committing { wish } => wish,
+        };
+        match wish {
+            Wish::Prepare(command) | Wish::Whole(command) => reply(out, command, Err(error)),
+            Wish::Interval => out.push(GroupOutput::Event(GroupEvent::CheckpointFailed(error))),
+            Wish::EndOfSync if self.state == PrimaryState::Syncing => {
+                // Everything was copied; only the cut that ends the sync is to be tried again.
+                out.push(GroupOutput::Event(GroupEvent::CheckpointFailed(error)));
+                self.timers.arm(Timer::Interval, self.config.checkpoint_timeout_ms, out);
+            }
+            Wish::EndOfSync => {}
+        }
+        self.arm_interval_unless_syncing(out);
+    }
+
+    fn arm_interval_unless_syncing(&mut self, out: &mut Out) {
+        if self.state != PrimaryState::Syncing {
+            self.arm_interval(out);
+        }
+    }
+
+    pub fn timer(&mut self, armed: Armed, peer: Peer, out: &mut Out) {
+        if !self.timers.is_current(armed) {
+            return;
+        }
+        match armed.timer {
+            Timer::Interval if self.state == PrimaryState::Syncing && self.copies_left == 0 => {
+                self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
+            }
+            Timer::Interval => match (self.state, &self.step) {
+                (PrimaryState::Running, Step::Idle) => {
+                    self.cut(Wish::Interval, self.config.checkpoint_timeout_ms, out);
+                }
+                _ => self.arm_interval(out),
+            },
+            Timer::Settle => {}
+            Timer::Deadline => self.deadline(peer, out),
+        }
+    }
+
+    fn deadline(&mut self, peer: Peer, out: &mut Out) {
+        if matches!(self.state, PrimaryState::Connecting | PrimaryState::Beginning) {
+            return self.start_failed(GroupError::NoPeer, out);
+        }
+        let epoch = self.epoch;
+        let hung = match peer {
+            Peer::Heard => GroupError::HungPeer(epoch),
+            Peer::Silent => GroupError::HungLink(epoch),
+        };
+        let error = match self.step {
+            Step::Idle | Step::Prepared => return,
+            Step::Freezing { .. } | Step::Stamping { .. } => GroupError::HungReactor(epoch),
+            Step::Preparing { .. } => {
+                out.push(GroupOutput::Send(Control::Abort { epoch }));
+                hung
+            }
+            Step::Committing { .. } => GroupError::OutcomeUnknown(epoch),
+            Step::Aborting { .. } => hung,
+        };
+        self.step_failed(error, out);
+    }
+
+    fn start_failed(&mut self, error: GroupError, out: &mut Out) {
+        self.timers.cancel(Timer::Deadline);
+        self.state = PrimaryState::ResyncRequired;
+        out.push(GroupOutput::Disconnect);
+        if let Some(command) = self.starting.take() {
+            reply(out, command, Err(error));
+        }
+    }
+
+    /// The connections are gone, or the handshake was refused.
+    pub fn disconnected(&mut self, out: &mut Out) {
+        match self.state {
+            // The shell tries again until the deadline of the start.
+            PrimaryState::Connecting => {}
+            PrimaryState::Beginning => self.state = PrimaryState::Connecting,
+            PrimaryState::Syncing | PrimaryState::Running => self.lose(GroupError::LinkLost, out),
+            PrimaryState::Stopped | PrimaryState::ResyncRequired | PrimaryState::Fenced => {}
+        }
+    }
+
+    fn lose(&mut self, error: GroupError, out: &mut Out) {
+        self.state = PrimaryState::ResyncRequired;
+        out.push(GroupOutput::Disconnect);
+        out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
+        self.step_failed(error, out);
+        self.step = Step::Idle;
+        self.arm_interval(out);
+        out.push(GroupOutput::Event(GroupEvent::LinkLost));
+    }
+
+    /// The peer refused for good (another identity, version or size): trying again cannot help.
+    pub fn refused(&mut self, out: &mut Out) {
+        match self.state {
+            PrimaryState::Connecting | PrimaryState::Beginning => self.start_failed(GroupError::NoPeer, out),
+            _ => self.disconnected(out),
+        }
+    }
+
+    /// The peer, or a message of it, has a newer generation: this node lost its role.
+    pub fn fenced(&mut self, out: &mut Out) {
+        if self.state == PrimaryState::Fenced {
+            return;
+        }
+        self.state = PrimaryState::Fenced;
+        out.push(GroupOutput::Disconnect);
+        out.push(GroupOutput::ToStripes(ToStripes::Fence));
+        if let Some(command) = self.starting.take() {
+            reply(out, command, Err(GroupError::Fenced));
+        }
+        self.step_failed(GroupError::Fenced, out);
+        self.step = Step::Idle;
+        out.push(GroupOutput::Event(GroupEvent::Fenced));
+    }
+
+    /// What a stripe machine had to tell.
+    pub fn event(&mut self, event: StripeEvent, out: &mut Out) {
+        match event {
+            StripeEvent::PeerFailed(super::types::PeerRefusal::OldGeneration) => self.fenced(out),
+            StripeEvent::PeerFailed(_) => {
+                if matches!(self.state, PrimaryState::Running | PrimaryState::Syncing) {
+                    out.push(GroupOutput::Event(GroupEvent::PeerDiskFailed));
+                    self.lose(GroupError::HungDisk(self.epoch), out);
+                }
+            }
+            StripeEvent::CopyFailed(_) => {
+                if self.state == PrimaryState::Syncing {
+                    out.push(GroupOutput::Event(GroupEvent::SyncFailed));
+                    self.lose(GroupError::LinkLost, out);
+                }
+            }
+            StripeEvent::CopyFinished
+            | StripeEvent::LocalWriteFailed(_)
+            | StripeEvent::HungDisk(_)
+            | StripeEvent::DiskHealed
+            | StripeEvent::BufferWatermark(_)
+            | StripeEvent::BufferOverrun(_)
+            | StripeEvent::DrainFailed(_)
+            | StripeEvent::Drained => {}
+        }
+    }
+
+    /// Ends the session on purpose. The volumes go on serving alone.
+    pub fn stop(&mut self, command: u64, out: &mut Out) {
+        if let Some(starting) = self.starting.take() {
+            reply(out, starting, Err(GroupError::Stopped));
+        }
+        if matches!(self.state, PrimaryState::Syncing | PrimaryState::Running) {
+            out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
+        }
+        if self.state != PrimaryState::Fenced {
+            self.state = PrimaryState::Stopped;
+        }
+        self.step_failed(GroupError::Stopped, out);
+        self.step = Step::Idle;
+        self.timers.cancel(Timer::Deadline);
+        self.timers.cancel(Timer::Interval);
+        out.push(GroupOutput::Disconnect);
+        reply(out, command, Ok(Success::Done));
+    }
+}
+
+fn reply(out: &mut Out, command: u64, result: Result<Success, GroupError>) {
+    out.push(GroupOutput::Reply { command, result });
+}
+
+fn error_of(ended: Ended, epoch: Epoch) -> Option<GroupError> {
+    match ended {
+        Ended::Ok => None,
+        Ended::Timeout | Ended::Disk => Some(GroupError::HungDisk(epoch)),
+        Ended::WrongEpoch => Some(GroupError::WrongEpoch(epoch)),
+        Ended::Metadata => Some(GroupError::Metadata),
+        Ended::Unrecoverable => Some(GroupError::Unrecoverable(epoch)),
+        Ended::NotRunning => Some(GroupError::WrongState("not following at the peer")),
+    }
+}

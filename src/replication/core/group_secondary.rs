@@ -1,0 +1,495 @@
+//! The secondary's group machine: sessions, the secondary's half of checkpoints, failover.
+//!
+//! Invariants. What a message or a command changes for good is durable before anybody is told. There is one record and
+//! never more than one write of it under way: a late commit and a failover race for it, and the one that came second
+//! finds the other done. After a failover no message is accepted any more.
+
+use super::super::{Epoch, Generation};
+use super::group::*;
+use super::promoted::Keep;
+use super::types::{PeerRefusal, StripeEvent};
+use std::collections::VecDeque;
+
+#[derive(Clone, Copy, Debug)]
+pub struct SecondaryGroupConfig {
+    /// Reactors of this node.
+    pub reactors: u16,
+    pub buffer: bool,
+    /// How long a failover may take to become durable and to be carried out.
+    pub failover_timeout_ms: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecondaryState {
+    /// Waits for a primary; what it has is from before.
+    Waiting,
+    /// A full sync is under way or was interrupted.
+    Syncing,
+    Following,
+    /// The primary is gone; view and buffer stand.
+    PrimaryLost,
+    Fencing,
+    /// Serves hosts while the buffer drains.
+    Draining,
+    Standalone,
+    Stopped,
+}
+
+impl SecondaryState {
+    pub fn name(self) -> &'static str {
+        match self {
+            SecondaryState::Waiting => "waiting for the primary",
+            SecondaryState::Syncing => "inconsistent",
+            SecondaryState::Following => "running",
+            SecondaryState::PrimaryLost => "primary lost",
+            SecondaryState::Fencing => "fencing",
+            SecondaryState::Draining => "serving, draining the buffer",
+            SecondaryState::Standalone => "standalone",
+            SecondaryState::Stopped => "stopped",
+        }
+    }
+}
+
+/// What becomes true with the record that is being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Persisting {
+    Nothing,
+    Begin { epoch: Epoch, full: bool },
+    Commit { epoch: Epoch },
+    Promotion { keep: Keep, command: u64 },
+}
+
+/// What the reactors are carrying out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spreading {
+    Nothing,
+    Begin { epoch: Epoch, full: bool, left: u16 },
+    Commit { epoch: Epoch, left: u16 },
+    Promotion { command: u64, left: u16, refused: bool },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Checkpoint {
+    None,
+    Preparing { epoch: Epoch, left: u16 },
+    Prepared { epoch: Epoch },
+}
+
+pub struct SecondaryGroup {
+    config: SecondaryGroupConfig,
+    record: GroupRecord,
+    /// What the record becomes with the write under way.
+    pending: GroupRecord,
+    state: SecondaryState,
+    checkpoint: Checkpoint,
+    persisting: Persisting,
+    spreading: Spreading,
+    /// Failovers that wait for the record.
+    failovers: VecDeque<(u64, Keep)>,
+    sync_ends_with: Option<Epoch>,
+    lost_through: Epoch,
+    draining: u16,
+    connected: bool,
+    timers: Timers,
+}
+
+type Out = Vec<GroupOutput>;
+
+impl SecondaryGroup {
+    pub fn new(config: SecondaryGroupConfig, record: GroupRecord) -> SecondaryGroup {
+        let state = match (record.promoted, record.inconsistent) {
+            (true, _) => SecondaryState::Standalone,
+            (false, true) => SecondaryState::Syncing,
+            (false, false) => SecondaryState::Waiting,
+        };
+        SecondaryGroup {
+            config,
+            record,
+            pending: record,
+            state,
+            checkpoint: Checkpoint::None,
+            persisting: Persisting::Nothing,
+            spreading: Spreading::Nothing,
+            failovers: VecDeque::new(),
+            sync_ends_with: None,
+            lost_through: Epoch(0),
+            draining: 0,
+            connected: false,
+            timers: Timers::default(),
+        }
+    }
+
+    pub fn state(&self) -> SecondaryState {
+        self.state
+    }
+
+    pub fn record(&self) -> GroupRecord {
+        self.record
+    }
+
+    /// Whether a primary may connect.
+    pub fn accepts(&self) -> bool {
+        use SecondaryState::*;
+        matches!(self.state, Waiting | Syncing | Following | PrimaryLost) && !self.connected
+    }
+
+    /// Whether what the last checkpoint promised is still there.
+    pub fn has_view(&self) -> bool {
+        self.config.buffer && !self.record.inconsistent && self.record.committed >= self.lost_through
+    }
+
+    /// All connections of a primary stand and the handshake agreed.
+    pub fn connected(&mut self) {
+        self.connected = true;
+    }
+
+    pub fn disconnected(&mut self, out: &mut Out) {
+        if !std::mem::take(&mut self.connected) {
+            return;
+        }
+        self.checkpoint = Checkpoint::None;
+        self.sync_ends_with = None;
+        self.timers.cancel(Timer::Settle);
+        if matches!(self.state, SecondaryState::Following) {
+            self.state = SecondaryState::PrimaryLost;
+        }
+        out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
+        out.push(GroupOutput::Event(GroupEvent::LinkLost));
+    }
+
+    pub fn message(&mut self, message: Control, out: &mut Out) {
+        match message {
+            Control::Begin { epoch, full } => self.begin(epoch, full, out),
+            Control::SyncEnd { epoch } => self.sync_ends_with = Some(epoch),
+            Control::Prepare { epoch, timeout_ms, lasts } => self.prepare(epoch, timeout_ms, lasts, out),
+            Control::Commit { epoch } => self.commit(epoch, out),
+            Control::Abort { epoch } => self.abort(epoch, out),
+            Control::Prepared { .. } | Control::Committed { .. } | Control::Aborted { .. } => {}
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.persisting != Persisting::Nothing || self.spreading != Spreading::Nothing
+    }
+
+    fn follows(&self) -> bool {
+        matches!(self.state, SecondaryState::Following | SecondaryState::Syncing)
+    }
+
+    fn persist(&mut self, record: GroupRecord, what: Persisting, out: &mut Out) {
+        self.persisting = what;
+        self.candidate(record);
+        out.push(GroupOutput::PersistRecord(record));
+    }
+
+    /// Numbers that must never fall rise at once, in memory; the rest when it is durable.
+    fn candidate(&mut self, record: GroupRecord) {
+        self.record.newest = self.record.newest.max(record.newest);
+        self.pending = record;
+    }
+
+    fn begin(&mut self, epoch: Epoch, full: bool, out: &mut Out) {
+        use SecondaryState::*;
+        let accepted = matches!(self.state, Waiting | Syncing | Following | PrimaryLost);
+        if !accepted || self.is_busy() || epoch <= self.record.newest {
+            // The primary's deadline tells it; a session that cannot begin is closed.
+            return out.push(GroupOutput::Disconnect);
+        }
+        let record =
+            GroupRecord { committed: Epoch(epoch.0 - 1), newest: epoch, inconsistent: full, ..self.record };
+        self.persist(record, Persisting::Begin { epoch, full }, out);
+    }
+
+    /// The handshake of a session carried this generation, not older than ours.
+    pub fn adopt_generation(&mut self, generation: Generation) {
+        self.record.generation = self.record.generation.max(generation);
+    }
+
+    fn prepare(&mut self, epoch: Epoch, timeout_ms: u32, lasts: Vec<Last>, out: &mut Out) {
+        let ended = match (self.follows(), self.checkpoint) {
+            (false, _) => Some(Ended::NotRunning),
+            _ if epoch <= self.record.committed || epoch < self.record.newest => Some(Ended::WrongEpoch),
+            _ if self.is_busy() => Some(Ended::NotRunning),
+            _ => None,
+        };
+        if let Some(ended) = ended {
+            return out.push(GroupOutput::Send(Control::Prepared { epoch, ended }));
+        }
+        self.record.newest = epoch.next();
+        self.checkpoint = Checkpoint::Preparing { epoch, left: self.config.reactors };
+        out.push(GroupOutput::ToStripes(ToStripes::Prepare { epoch, lasts }));
+        self.timers.arm(Timer::Settle, timeout_ms / 2, out);
+    }
+
+    /// One more reactor has everything of the epoch, or cannot.
+    pub fn prepared(&mut self, epoch: Epoch, result: Result<(), PeerRefusal>, out: &mut Out) {
+        let Checkpoint::Preparing { epoch: expected, left } = &mut self.checkpoint else { return };
+        if epoch != *expected {
+            return;
+        }
+        *left = left.saturating_sub(1);
+        let ended = match result {
+            Err(_) => Ended::Disk,
+            Ok(()) if *left == 0 => Ended::Ok,
+            Ok(()) => return,
+        };
+        self.timers.cancel(Timer::Settle);
+        self.checkpoint = match ended {
+            Ended::Ok => Checkpoint::Prepared { epoch },
+            _ => Checkpoint::None,
+        };
+        out.push(GroupOutput::Send(Control::Prepared { epoch, ended }));
+    }
+
+    fn commit(&mut self, epoch: Epoch, out: &mut Out) {
+        let prepared = self.checkpoint == Checkpoint::Prepared { epoch };
+        if !self.follows() || !prepared || self.is_busy() {
+            let ended = if prepared { Ended::NotRunning } else { Ended::WrongEpoch };
+            return out.push(GroupOutput::Send(Control::Committed { epoch, ended }));
+        }
+        let synced = self.sync_ends_with == Some(epoch);
+        let inconsistent = self.record.inconsistent && !synced;
+        let record = GroupRecord { committed: epoch, inconsistent, ..self.record };
+        self.persist(record, Persisting::Commit { epoch }, out);
+    }
+
+    fn abort(&mut self, epoch: Epoch, out: &mut Out) {
+        let ours = matches!(self.checkpoint,
+            Checkpoint::Preparing { epoch: e, .. } | Checkpoint::Prepared { epoch: e } if e == epoch);
+        if ours && !self.is_busy() {
+            self.checkpoint = Checkpoint::None;
+            self.timers.cancel(Timer::Settle);
+            out.push(GroupOutput::ToStripes(ToStripes::Abort));
+        }
+        out.push(GroupOutput::Send(Control::Aborted { epoch, ended: Ended::Ok }));
+    }
+
+    /// The record is durable, or could not be made so.
+    pub fn persisted(&mut self, ok: bool, out: &mut Out) {
+        let what = std::mem::replace(&mut self.persisting, Persisting::Nothing);
+        if ok {
+            let newest = self.record.newest.max(self.pending.newest);
+            self.record = GroupRecord { newest, ..self.pending };
+        }
+        let reactors = self.config.reactors;
+        match (what, ok) {
+            (Persisting::Nothing, _) => {}
+            (Persisting::Begin { epoch, full }, true) => {
+                self.spreading = Spreading::Begin { epoch, full, left: reactors };
+                self.lost_through = Epoch(0);
+                let generation = self.record.generation;
+                let base = Epoch(epoch.0 - 1);
+                out.push(GroupOutput::ToStripes(ToStripes::Begin { generation, base }));
+            }
+            (Persisting::Begin { .. }, false) => out.push(GroupOutput::Disconnect),
+            (Persisting::Commit { epoch }, true) => {
+                self.checkpoint = Checkpoint::None;
+                self.spreading = Spreading::Commit { epoch, left: reactors };
+                out.push(GroupOutput::ToStripes(ToStripes::Commit { epoch }));
+            }
+            (Persisting::Commit { epoch }, false) => {
+                out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Metadata }));
+            }
+            (Persisting::Promotion { keep, command }, true) => {
+                self.spreading = Spreading::Promotion { command, left: reactors, refused: false };
+                self.draining = reactors;
+                let generation = self.record.generation;
+                out.push(GroupOutput::ToStripes(ToStripes::Promote { keep, generation }));
+            }
+            (Persisting::Promotion { command, .. }, false) => {
+                self.state = SecondaryState::PrimaryLost;
+                self.timers.cancel(Timer::Deadline);
+                reply(out, command, Err(GroupError::Metadata));
+            }
+        }
+        self.next_failover(out);
+    }
+
+    /// One more reactor has carried out what it was told.
+    pub fn done(&mut self, ok: bool, out: &mut Out) {
+        match &mut self.spreading {
+            Spreading::Nothing => {}
+            Spreading::Begin { left, .. } | Spreading::Commit { left, .. } => {
+                *left = left.saturating_sub(1);
+                if *left > 0 {
+                    return;
+                }
+            }
+            Spreading::Promotion { left, refused, .. } => {
+                *left = left.saturating_sub(1);
+                *refused |= !ok;
+                if *left > 0 {
+                    return;
+                }
+            }
+        }
+        match std::mem::replace(&mut self.spreading, Spreading::Nothing) {
+            Spreading::Nothing => {}
+            Spreading::Begin { epoch, full, .. } => {
+                self.state = if full { SecondaryState::Syncing } else { SecondaryState::Following };
+                if full {
+                    out.push(GroupOutput::Event(GroupEvent::SyncStarted));
+                }
+                if self.connected {
+                    out.push(GroupOutput::Send(Control::Begin { epoch, full }));
+                } else if !full {
+                    self.state = SecondaryState::PrimaryLost;
+                }
+            }
+            Spreading::Commit { epoch, .. } => {
+                if self.state == SecondaryState::Syncing && !self.record.inconsistent {
+                    self.state = SecondaryState::Following;
+                    out.push(GroupOutput::Event(GroupEvent::SyncFinished));
+                }
+                out.push(GroupOutput::Event(GroupEvent::Committed(epoch)));
+                if self.connected {
+                    out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Ok }));
+                }
+            }
+            Spreading::Promotion { command, refused: true, .. } => {
+                self.state = SecondaryState::PrimaryLost;
+                self.timers.cancel(Timer::Deadline);
+                reply(out, command, Err(GroupError::ViewLost));
+            }
+            Spreading::Promotion { command, .. } => {
+                self.timers.cancel(Timer::Deadline);
+                let drained = self.draining == 0;
+                self.state = if drained { SecondaryState::Standalone } else { SecondaryState::Draining };
+                reply(out, command, Ok(Success::Generation(self.record.generation)));
+            }
+        }
+        self.next_failover(out);
+    }
+
+    /// Makes this node the one that serves. The primary is refused from here on, before anything is durable.
+    pub fn failover(&mut self, command: u64, keep: Keep, out: &mut Out) {
+        use SecondaryState::*;
+        let error = match self.state {
+            Fencing | Draining | Standalone | Stopped => Some(GroupError::WrongState(self.state.name())),
+            Syncing => Some(GroupError::Inconsistent),
+            Waiting | Following | PrimaryLost if self.record.inconsistent => Some(GroupError::Inconsistent),
+            Waiting | Following | PrimaryLost => self.cannot_keep(keep),
+        };
+        if let Some(error) = error {
+            return reply(out, command, Err(error));
+        }
+        self.state = Fencing;
+        self.timers.arm(Timer::Deadline, self.config.failover_timeout_ms, out);
+        out.push(GroupOutput::Disconnect);
+        self.disconnected(out);
+        self.failovers.push_back((command, keep));
+        self.next_failover(out);
+    }
+
+    fn cannot_keep(&self, keep: Keep) -> Option<GroupError> {
+        match keep {
+            Keep::Latest => None,
+            _ if !self.config.buffer => Some(GroupError::NoBuffer),
+            _ if !self.has_view() => Some(GroupError::ViewLost),
+            _ => None,
+        }
+    }
+
+    fn next_failover(&mut self, out: &mut Out) {
+        if self.is_busy() {
+            return;
+        }
+        let Some((command, keep)) = self.failovers.pop_front() else { return };
+        // A begin that was under way may have changed what there is to keep.
+        let error =
+            if self.record.inconsistent { Some(GroupError::Inconsistent) } else { self.cannot_keep(keep) };
+        if let Some(error) = error {
+            self.state =
+                if self.record.inconsistent { SecondaryState::Syncing } else { SecondaryState::PrimaryLost };
+            self.timers.cancel(Timer::Deadline);
+            return reply(out, command, Err(error));
+        }
+        self.state = SecondaryState::Fencing;
+        let generation = Generation(self.record.generation.0 + 1);
+        let record = GroupRecord { generation, promoted: true, ..self.record };
+        self.persist(record, Persisting::Promotion { keep, command }, out);
+    }
+
+    pub fn timer(&mut self, armed: Armed, out: &mut Out) {
+        if !self.timers.is_current(armed) {
+            return;
+        }
+        match (armed.timer, self.checkpoint) {
+            (Timer::Settle, Checkpoint::Preparing { epoch, .. }) => {
+                out.push(GroupOutput::ToStripes(ToStripes::Settle { epoch }));
+            }
+            (Timer::Deadline, _) if self.state == SecondaryState::Fencing => {
+                // Only the record can hang here; when it ends after all, the promotion is carried out.
+                if let Persisting::Promotion { command, .. } = self.persisting {
+                    reply(out, command, Err(GroupError::Metadata));
+                } else if let Some((command, _)) = self.failovers.pop_front() {
+                    self.state = SecondaryState::PrimaryLost;
+                    reply(out, command, Err(GroupError::Metadata));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Every machine of one reactor has drained its buffer.
+    pub fn drained(&mut self, out: &mut Out) {
+        self.draining = self.draining.saturating_sub(1);
+        if self.draining == 0 && self.state == SecondaryState::Draining {
+            self.state = SecondaryState::Standalone;
+            out.push(GroupOutput::Event(GroupEvent::Drained));
+        }
+    }
+
+    /// What a stripe machine had to tell.
+    pub fn event(&mut self, event: StripeEvent, out: &mut Out) {
+        let event = match event {
+            StripeEvent::BufferOverrun(epoch) => {
+                self.lost_through = self.lost_through.max(epoch);
+                out.push(GroupOutput::ToStripes(ToStripes::LoseThrough(epoch)));
+                GroupEvent::BufferOverrun(epoch)
+            }
+            StripeEvent::BufferWatermark(percent) => GroupEvent::BufferWatermark(percent),
+            StripeEvent::HungDisk(_) => GroupEvent::HungDisk,
+            StripeEvent::DiskHealed => GroupEvent::DiskHealed,
+            StripeEvent::DrainFailed(_) => GroupEvent::DrainFailed,
+            StripeEvent::Drained
+            | StripeEvent::LocalWriteFailed(_)
+            | StripeEvent::PeerFailed(_)
+            | StripeEvent::CopyFailed(_)
+            | StripeEvent::CopyFinished => return,
+        };
+        out.push(GroupOutput::Event(event));
+    }
+
+    pub fn stop(&mut self, command: u64, out: &mut Out) {
+        out.push(GroupOutput::Disconnect);
+        self.disconnected(out);
+        match self.state {
+            SecondaryState::Fencing | SecondaryState::Draining => {
+                return reply(out, command, Err(GroupError::WrongState(self.state.name())));
+            }
+            SecondaryState::Standalone => {}
+            _ => self.state = SecondaryState::Stopped,
+        }
+        reply(out, command, Ok(Success::Done));
+    }
+
+    /// Waits for a primary again.
+    pub fn start(&mut self, command: u64, out: &mut Out) {
+        match self.state {
+            SecondaryState::Stopped => {
+                self.state =
+                    if self.record.inconsistent { SecondaryState::Syncing } else { SecondaryState::Waiting };
+                reply(out, command, Ok(Success::Done));
+            }
+            SecondaryState::Waiting | SecondaryState::Syncing | SecondaryState::PrimaryLost => {
+                reply(out, command, Ok(Success::Done));
+            }
+            state => reply(out, command, Err(GroupError::WrongState(state.name()))),
+        }
+    }
+}
+
+fn reply(out: &mut Out, command: u64, result: Result<Success, GroupError>) {
+    out.push(GroupOutput::Reply { command, result });
+}

@@ -1,0 +1,59 @@
+//! What the secondary's machine needs of the disk buffer, and no more.
+
+use super::super::Epoch;
+use super::types::{Data, Range};
+
+/// The buffer is at its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the disk buffer is at its limit")]
+pub struct BufferFull;
+
+/// The undo layers and the overlay of the stripes of one machine. Ranges given to it lie within one granule.
+///
+/// *View* is what the secondary's own VM sees of it: the overlay, else the oldest undo layer that has the granule.
+pub trait GranuleMaps<P> {
+    fn undo_contains(&self, epoch: Epoch, granule: u64) -> bool;
+
+    /// Keeps the original of a granule for `epoch`, which is not below any that was inserted before and not dropped.
+    /// The granule stands in `content` from block `at` on.
+    fn undo_insert(&mut self, epoch: Epoch, granule: u64, content: &P, at: u32) -> Result<(), BufferFull>;
+
+    fn view_contains(&self, granule: u64) -> bool;
+
+    /// Copies blocks of a granule that the view contains into `into` at block `at`.
+    fn view_read(&self, range: Range, into: &mut P, at: u32);
+
+    /// The whole granule as the view has it.
+    fn view_content(&self, granule: u64) -> Option<Data<P>>;
+
+    /// Writes blocks of one granule into the overlay, taken from block `from` of `data`. What the range does not cover
+    /// comes from the overlay, else the oldest undo layer, else `base`, which is then given.
+    fn overlay_write(
+        &mut self,
+        range: Range,
+        data: &Data<P>,
+        from: u32,
+        base: Option<&P>,
+    ) -> Result<(), BufferFull>;
+
+    /// Drops every undo layer through `epoch`, and the overlay; in constant time.
+    fn drop_through(&mut self, epoch: Epoch);
+
+    fn drop_overlay(&mut self);
+
+    fn drop_all(&mut self);
+
+    /// Takes one granule out of everything: it is on the disk now.
+    fn remove(&mut self, granule: u64);
+
+    /// The first granule at or after `from` that the view contains.
+    fn next_buffered(&self, from: u64) -> Option<u64>;
+
+    /// Counts memory that is held elsewhere against the limit.
+    fn reserve(&mut self, bytes: u64) -> Result<(), BufferFull>;
+
+    fn release(&mut self, bytes: u64);
+
+    /// Percent of the limit in use.
+    fn fullness(&self) -> u8;
+}

@@ -1,0 +1,758 @@
+//! A whole pair of nodes made of the machines, two reactors each, with disks, a link, metadata and timers that finish
+//! in an order drawn from a seed. What the machines promise is checked against a log of what the primary launched.
+
+use super::super::{Epoch, Generation, Sequence};
+use super::model::{Bytes, Disk, Maps, bytes};
+use super::*;
+use std::collections::{BTreeMap, VecDeque};
+
+pub const BLOCKS: u64 = 128;
+const REACTORS: usize = 2;
+type Secondary = SecondaryStripes<Bytes, Maps>;
+
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((self.0 >> 11) % limit.max(1) as u64) as usize
+    }
+}
+
+/// One block is one bit of the dirty map and 64 blocks are a stripe, so that everything has borders close by.
+pub fn geometry(owner: usize) -> Geometry {
+    Geometry {
+        blocks: BLOCKS,
+        block_bytes: DIRTY_BYTES as u32,
+        granule_blocks: 2,
+        owners: REACTORS as u16,
+        owner: owner as u16,
+    }
+}
+
+enum What {
+    Write(Data<Bytes>),
+    Flush,
+    Compare,
+    Copy,
+    Preserve,
+    View(Bytes),
+    Base,
+}
+
+struct DiskIo {
+    reactor: usize,
+    op: OpId,
+    range: Range,
+    what: What,
+    /// What the disk returned or took; the completion comes later.
+    executed: Option<Bytes>,
+    hung: bool,
+}
+
+/// A write as the primary launched it.
+struct Logged {
+    epoch: Epoch,
+    range: Range,
+    data: Data<Bytes>,
+    token: Token,
+    acknowledged: bool,
+}
+
+#[derive(Default)]
+struct Link {
+    out: Outgoing<OpId>,
+    incoming: Incoming<Answer>,
+    data: VecDeque<(Sequence, Forward<Bytes>)>,
+    answers: VecDeque<(Sequence, Vec<Run<Answer>>)>,
+}
+
+pub struct Pair {
+    pub rng: Rng,
+    pub primary: Vec<PrimaryStripes<Bytes>>,
+    pub secondary: Vec<Secondary>,
+    pub primary_group: PrimaryGroup,
+    pub secondary_group: SecondaryGroup,
+    links: Vec<Link>,
+    pub primary_disk: Disk,
+    pub secondary_disk: Disk,
+    primary_io: Vec<DiskIo>,
+    secondary_io: Vec<DiskIo>,
+    to_primary: VecDeque<Control>,
+    to_secondary: VecDeque<Control>,
+    orders_primary: Vec<VecDeque<ToStripes>>,
+    orders_secondary: Vec<VecDeque<ToStripes>>,
+    reports_primary: VecDeque<Vec<Last>>,
+    frozen: usize,
+    preparing: Vec<Option<(Epoch, Vec<Last>)>>,
+    prepared: VecDeque<(Epoch, Result<(), PeerRefusal>)>,
+    persists: VecDeque<bool>,
+    timers: VecDeque<(bool, Armed)>,
+    pub connected: bool,
+    pub replies: BTreeMap<u64, Result<Success, GroupError>>,
+    pub events: Vec<GroupEvent>,
+    pub stripe_events: Vec<StripeEvent>,
+    log: Vec<Logged>,
+    base: Vec<u8>,
+    tokens: Token,
+    in_flight: BTreeMap<Token, Epoch>,
+    newest_acknowledged: Epoch,
+    pub own_replies: BTreeMap<Token, Result<(), Refusal>>,
+    own_content: BTreeMap<u64, u8>,
+    pub hang: bool,
+    dead: bool,
+}
+
+impl Pair {
+    pub fn new(seed: u64, ack: AckMode, limit: usize) -> Pair {
+        let record = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
+        let primary_group = PrimaryGroup::new(
+            PrimaryGroupConfig {
+                reactors: REACTORS as u16,
+                checkpoint_timeout_ms: 1000,
+                checkpoint_interval_ms: 0,
+                connect_timeout_ms: 1000,
+            },
+            record,
+        );
+        let secondary_config =
+            SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
+        let machine = |owner| {
+            let config = SecondaryConfig { geometry: geometry(owner), buffer: true, hung_ticks: 3 };
+            SecondaryStripes::new(config, Maps::new(geometry(owner), limit), Generation(1), Epoch(0))
+        };
+        let primary = |owner| {
+            let on_link_loss = OnLinkLoss::Continue;
+            PrimaryStripes::new(PrimaryConfig { geometry: geometry(owner), ack, on_link_loss })
+        };
+        let base: Vec<u8> = (0..BLOCKS).map(|lba| lba as u8 | 0x80).collect();
+        Pair {
+            rng: Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
+            primary: (0..REACTORS).map(primary).collect(),
+            secondary: (0..REACTORS).map(machine).collect(),
+            primary_group,
+            secondary_group: SecondaryGroup::new(secondary_config, record),
+            links: (0..REACTORS * REACTORS).map(|_| Link::default()).collect(),
+            primary_disk: Disk(base.clone()),
+            secondary_disk: Disk(base.clone()),
+            primary_io: Vec::new(),
+            secondary_io: Vec::new(),
+            to_primary: VecDeque::new(),
+            to_secondary: VecDeque::new(),
+            orders_primary: vec![VecDeque::new(); REACTORS],
+            orders_secondary: vec![VecDeque::new(); REACTORS],
+            reports_primary: VecDeque::new(),
+            frozen: 0,
+            preparing: vec![None; REACTORS],
+            prepared: VecDeque::new(),
+            persists: VecDeque::new(),
+            timers: VecDeque::new(),
+            connected: false,
+            replies: BTreeMap::new(),
+            events: Vec::new(),
+            stripe_events: Vec::new(),
+            log: Vec::new(),
+            base,
+            tokens: 1000,
+            in_flight: BTreeMap::new(),
+            newest_acknowledged: Epoch(0),
+            own_replies: BTreeMap::new(),
+            own_content: BTreeMap::new(),
+            hang: false,
+            dead: false,
+        }
+    }
+
+    fn owner(lba: u64) -> usize {
+        usize::from(Geometry::owner_of(lba, DIRTY_BYTES as u32, REACTORS as u16))
+    }
+
+    /// A host's write at the primary.
+    pub fn write(&mut self, lba: u64, blocks: u32, byte: u8) -> Token {
+        self.tokens += 1;
+        let token = self.tokens;
+        let data = if byte == 0 { Data::Zeroes } else { Data::Bytes(bytes(byte, blocks)) };
+        self.in_flight.insert(token, self.newest_acknowledged);
+        let command = Command::Write { range: Range::new(lba, blocks), data, fua: false };
+        self.with_primary(Self::owner(lba), |machine, out| machine.submit(token, command, out));
+        token
+    }
+
+    pub fn flush(&mut self, reactor: usize) {
+        self.tokens += 1;
+        let token = self.tokens;
+        self.in_flight.insert(token, self.newest_acknowledged);
+        self.with_primary(reactor, |machine, out| machine.submit(token, Command::Flush, out));
+    }
+
+    fn with_primary(
+        &mut self,
+        reactor: usize,
+        act: impl FnOnce(&mut PrimaryStripes<Bytes>, &mut Vec<PrimaryOutput<Bytes>>),
+    ) {
+        let mut out = Vec::new();
+        act(&mut self.primary[reactor], &mut out);
+        for output in out {
+            self.primary_output(reactor, output);
+        }
+    }
+
+    fn with_secondary(
+        &mut self,
+        reactor: usize,
+        act: impl FnOnce(&mut Secondary, &mut Vec<SecondaryOutput<Bytes>>),
+    ) {
+        let mut out = Vec::new();
+        act(&mut self.secondary[reactor], &mut out);
+        for output in out {
+            self.secondary_output(reactor, output);
+        }
+    }
+
+    pub fn with_primary_group(&mut self, act: impl FnOnce(&mut PrimaryGroup, &mut Vec<GroupOutput>)) {
+        let mut out = Vec::new();
+        act(&mut self.primary_group, &mut out);
+        for output in out {
+            self.group_output(true, output);
+        }
+    }
+
+    pub fn with_secondary_group(&mut self, act: impl FnOnce(&mut SecondaryGroup, &mut Vec<GroupOutput>)) {
+        let mut out = Vec::new();
+        act(&mut self.secondary_group, &mut out);
+        for output in out {
+            self.group_output(false, output);
+        }
+    }
+
+    fn io(&mut self, primary: bool, reactor: usize, op: OpId, range: Range, what: What) {
+        let hung = !primary && self.hang && self.rng.below(4) == 0;
+        let io = DiskIo { reactor, op, range, what, executed: None, hung };
+        if primary { self.primary_io.push(io) } else { self.secondary_io.push(io) }
+    }
+
+    fn primary_output(&mut self, reactor: usize, output: PrimaryOutput<Bytes>) {
+        if self.dead {
+            return;
+        }
+        match output {
+            PrimaryOutput::CompareRead { op, range, .. } => self.io(true, reactor, op, range, What::Compare),
+            PrimaryOutput::CopyRead { op, range } => self.io(true, reactor, op, range, What::Copy),
+            PrimaryOutput::SubmitWrite { op, range, data, .. } => {
+                let epoch = self.primary[reactor].epoch();
+                let token = self.primary[reactor].token_of(op);
+                let logged = Logged { epoch, range, data: data.clone(), token, acknowledged: false };
+                self.log.push(logged);
+                self.io(true, reactor, op, range, What::Write(data));
+            }
+            PrimaryOutput::SubmitFlush { op } => self.io(true, reactor, op, Range::new(0, 0), What::Flush),
+            PrimaryOutput::Send { op, lane, forward, .. } => {
+                if !self.connected {
+                    return;
+                }
+                if let Some(&before) = self.in_flight.get(&self.primary[reactor].token_of(op)) {
+                    assert!(forward.epoch >= before, "a write is cut off from what it depends on");
+                }
+                let link = &mut self.links[reactor * REACTORS + usize::from(lane)];
+                let sequence = link.out.send(op);
+                link.data.push_back((sequence, forward));
+            }
+            PrimaryOutput::Reply { token, result } => {
+                assert!(self.in_flight.remove(&token).is_some(), "one reply for every command");
+                if result.is_ok() {
+                    self.acknowledged(token);
+                }
+            }
+            PrimaryOutput::Event(StripeEvent::CopyFinished) => {
+                self.with_primary_group(|group, out| group.copied(out));
+            }
+            PrimaryOutput::Event(event) => {
+                self.stripe_events.push(event);
+                self.with_primary_group(|group, out| group.event(event, out));
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, token: Token) {
+        for entry in &mut self.log {
+            if entry.token == token {
+                entry.acknowledged = true;
+                self.newest_acknowledged = self.newest_acknowledged.max(entry.epoch);
+            }
+        }
+    }
+
+    fn secondary_output(&mut self, reactor: usize, output: SecondaryOutput<Bytes>) {
+        match output {
+            SecondaryOutput::PreserveRead { op, range } => self.io(false, reactor, op, range, What::Preserve),
+            SecondaryOutput::ViewRead { op, range, into } => {
+                self.io(false, reactor, op, range, What::View(into));
+            }
+            SecondaryOutput::BaseRead { op, range } => self.io(false, reactor, op, range, What::Base),
+            SecondaryOutput::SubmitWrite { op, range, data, .. } => {
+                let clash = self
+                    .secondary_io
+                    .iter()
+                    .any(|io| io.range.overlaps(range) && matches!(io.what, What::Write(_) | What::Preserve));
+                assert!(!clash, "two writes, or a write and its copy-before-write, at once");
+                self.io(false, reactor, op, range, What::Write(data));
+            }
+            SecondaryOutput::SubmitFlush { op } => self.io(false, reactor, op, Range::new(0, 0), What::Flush),
+            SecondaryOutput::Answer { lane, sequence, answer } => {
+                self.links[usize::from(lane) * REACTORS + reactor].incoming.end(sequence, answer);
+            }
+            SecondaryOutput::Reply { token, result } => {
+                assert!(self.own_replies.insert(token, result).is_none(), "one reply for every command");
+            }
+            SecondaryOutput::Prepared { epoch, result } => self.prepared.push_back((epoch, result)),
+            SecondaryOutput::Event(StripeEvent::Drained) => {
+                self.with_secondary_group(|group, out| group.drained(out));
+            }
+            SecondaryOutput::Event(event) => {
+                self.stripe_events.push(event);
+                self.with_secondary_group(|group, out| group.event(event, out));
+            }
+        }
+    }
+
+    fn group_output(&mut self, primary: bool, output: GroupOutput) {
+        match output {
+            GroupOutput::ToStripes(order) => {
+                let queues = if primary { &mut self.orders_primary } else { &mut self.orders_secondary };
+                queues.iter_mut().for_each(|queue| queue.push_back(order.clone()));
+            }
+            GroupOutput::Send(message) if self.connected => {
+                if primary { &mut self.to_secondary } else { &mut self.to_primary }.push_back(message);
+            }
+            GroupOutput::Send(_) => {}
+            GroupOutput::Connect => self.connect(),
+            GroupOutput::Disconnect => self.cut_link(),
+            GroupOutput::PersistRecord(_) => self.persists.push_back(primary),
+            GroupOutput::ArmTimer { armed, .. } => self.timers.push_back((primary, armed)),
+            GroupOutput::Reply { command, result } => {
+                assert!(self.replies.insert(command, result).is_none(), "one reply for every command");
+            }
+            GroupOutput::Event(event) => self.events.push(event),
+        }
+    }
+
+    fn connect(&mut self) {
+        if !self.secondary_group.accepts() {
+            return;
+        }
+        self.links.iter_mut().for_each(|link| *link = Link::default());
+        self.connected = true;
+        self.secondary_group.connected();
+        let record = self.secondary_group.record();
+        self.with_primary_group(|group, out| {
+            group.connected(record.newest, record.generation, REACTORS as u16, out);
+        });
+    }
+
+    /// The connections break; what was on the way is gone.
+    pub fn cut_link(&mut self) {
+        if !std::mem::take(&mut self.connected) {
+            return;
+        }
+        self.to_primary.clear();
+        self.to_secondary.clear();
+        self.preparing.iter_mut().for_each(|preparing| *preparing = None);
+        self.prepared.clear();
+        for link in &mut self.links {
+            link.data.clear();
+            link.answers.clear();
+        }
+        self.with_primary_group(|group, out| group.disconnected(out));
+        self.with_secondary_group(|group, out| group.disconnected(out));
+    }
+
+    /// The primary node dies: nothing of it goes on.
+    pub fn kill_primary(&mut self) {
+        self.dead = true;
+        self.cut_link();
+        self.primary_io.clear();
+        self.orders_primary.iter_mut().for_each(VecDeque::clear);
+    }
+
+    fn order_primary(&mut self, reactor: usize) {
+        let Some(order) = self.orders_primary[reactor].pop_front() else { return };
+        match order {
+            ToStripes::LinkUp(session) => {
+                self.with_primary(reactor, |machine, out| machine.link_up(session, out));
+            }
+            ToStripes::LinkDown => self.with_primary(reactor, |machine, out| machine.link_down(out)),
+            ToStripes::Freeze => {
+                self.primary[reactor].freeze();
+                self.frozen += 1;
+            }
+            ToStripes::Stamp { next, preserve } => {
+                let lasts = (0..REACTORS).map(|lane| Last {
+                    primary_reactor: reactor as u16,
+                    secondary_reactor: lane as u16,
+                    sequence: self.links[reactor * REACTORS + lane].out.last(),
+                });
+                self.reports_primary.push_back(lasts.collect());
+                self.with_primary(reactor, |machine, out| machine.stamp(next, preserve, out));
+            }
+            ToStripes::Thaw => self.with_primary(reactor, |machine, out| machine.thaw(out)),
+            ToStripes::StartCopy { only_dirty } => {
+                self.with_primary(reactor, |machine, out| machine.start_copy(only_dirty, out));
+            }
+            ToStripes::Fence => self.with_primary(reactor, |machine, out| machine.fence(out)),
+            _ => {}
+        }
+    }
+
+    fn order_secondary(&mut self, reactor: usize) {
+        let Some(order) = self.orders_secondary[reactor].pop_front() else { return };
+        let mut ok = None;
+        match order {
+            ToStripes::LinkDown => self.secondary[reactor].link_down(),
+            ToStripes::Begin { generation, base } => {
+                self.secondary[reactor].begin(generation, base);
+                self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
+                ok = Some(true);
+            }
+            ToStripes::Prepare { epoch, lasts } => self.preparing[reactor] = Some((epoch, lasts)),
+            ToStripes::Settle { epoch } if self.preparing[reactor].is_none() => {
+                self.with_secondary(reactor, |machine, out| machine.settle(epoch, out));
+            }
+            ToStripes::Commit { epoch } => {
+                self.with_secondary(reactor, |machine, out| machine.commit(epoch, out));
+                self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
+                ok = Some(true);
+            }
+            ToStripes::Abort => self.secondary[reactor].abort(),
+            ToStripes::LoseThrough(epoch) => {
+                self.with_secondary(reactor, |machine, out| machine.lose_through(epoch, out));
+            }
+            ToStripes::Promote { keep, generation } => {
+                let mut result = Ok(());
+                self.with_secondary(reactor, |machine, out| result = machine.promote(keep, generation, out));
+                ok = Some(result.is_ok());
+            }
+            _ => {}
+        }
+        if let Some(ok) = ok {
+            self.with_secondary_group(|group, out| group.done(ok, out));
+        }
+    }
+
+    /// The disk takes or gives the data, or the completion arrives.
+    fn disk(&mut self, primary: bool, at: usize) {
+        let (ios, disk) = if primary {
+            (&mut self.primary_io, &mut self.primary_disk)
+        } else {
+            (&mut self.secondary_io, &mut self.secondary_disk)
+        };
+        let io = &mut ios[at];
+        if io.executed.is_none() {
+            io.executed = Some(disk.read(io.range));
+            if let What::Write(data) = &io.what {
+                disk.write(io.range, data);
+            }
+            return;
+        }
+        let DiskIo { reactor, op, range, what, executed, .. } = ios.swap_remove(at);
+        let content = executed.unwrap_or(bytes(0, 0));
+        match (primary, what) {
+            (true, What::Write(_) | What::Flush) => {
+                self.with_primary(reactor, |machine, out| machine.local_done(op, true, out));
+            }
+            (true, What::Compare) => {
+                self.with_primary(reactor, |machine, out| machine.compare_read(op, Some(&content), out));
+            }
+            (true, _) => self.with_primary(reactor, |machine, out| machine.copy_read(op, Some(content), out)),
+            (false, What::Write(_)) => {
+                self.with_secondary(reactor, |machine, out| machine.write_done(op, true, out));
+            }
+            (false, What::Flush) => {
+                self.with_secondary(reactor, |machine, out| machine.flush_done(op, true, out));
+            }
+            (false, What::Preserve) => {
+                self.with_secondary(reactor, |machine, out| {
+                    machine.preserve_read(op, range, Some(&content), out);
+                });
+            }
+            (false, What::Base) => {
+                self.with_secondary(reactor, |machine, out| machine.base_read(op, range, Some(content), out));
+            }
+            (false, What::View(into)) => {
+                into.put(0, &content.to_vec());
+                self.with_secondary(reactor, |machine, out| machine.view_read(op, range, true, None, out));
+            }
+            (false, What::Compare | What::Copy) => {}
+        }
+    }
+
+    fn link_data(&mut self, at: usize) {
+        let Some((sequence, forward)) = self.links[at].data.pop_front() else { return };
+        let (from, to) = (at / REACTORS, at % REACTORS);
+        assert!(self.links[at].incoming.arrive(sequence));
+        self.with_secondary(to, |machine, out| machine.forwarded(from as Lane, sequence, forward, out));
+    }
+
+    fn link_report(&mut self, at: usize) {
+        let link = &mut self.links[at];
+        let mut runs = Vec::new();
+        let received = link.incoming.report(4, |run| runs.push(run));
+        link.answers.push_back((received, runs));
+    }
+
+    fn link_answer(&mut self, at: usize) {
+        let Some((received, runs)) = self.links[at].answers.pop_front() else { return };
+        let reactor = at / REACTORS;
+        let mut answers = Vec::new();
+        assert!(self.links[at].out.received_through(received, |answer| answers.push((answer, None))));
+        for run in runs {
+            let failed = match run.status {
+                Answer::Failed(refusal) => Some(refusal),
+                Answer::Applied | Answer::Pinned => None,
+            };
+            assert!(self.links[at].out.ended(run.first, run.count, |answer| answers.push((answer, failed))));
+        }
+        for (answer, failed) in answers {
+            self.with_primary(reactor, |machine, out| match (answer, failed) {
+                (Answered::Received(op), _) => machine.received(op, out),
+                (Answered::Ended(op), None) => machine.applied(op, out),
+                (Answered::Ended(_), Some(refusal)) => machine.peer_refused(Range::new(0, 0), refusal, out),
+            });
+        }
+    }
+
+    /// One thing happens; `false` when nothing can (but time).
+    pub fn step(&mut self) -> bool {
+        let mut choices: Vec<(u8, usize)> = Vec::new();
+        let all =
+            |choices: &mut Vec<(u8, usize)>, kind, count| (0..count).for_each(|at| choices.push((kind, at)));
+        all(&mut choices, 0, self.primary_io.len());
+        (0..self.secondary_io.len())
+            .filter(|&at| !self.secondary_io[at].hung)
+            .for_each(|at| choices.push((1, at)));
+        for at in 0..self.links.len() {
+            let link = &self.links[at];
+            if !link.data.is_empty() {
+                choices.extend([(2, at); 2]);
+            }
+            if link.incoming.has_news() && self.connected {
+                choices.push((3, at));
+            }
+            if !link.answers.is_empty() {
+                choices.push((4, at));
+            }
+        }
+        for at in 0..REACTORS {
+            if !self.orders_primary[at].is_empty() {
+                choices.push((5, at));
+            }
+            if !self.orders_secondary[at].is_empty() {
+                choices.push((6, at));
+            }
+            if let Some((_, lasts)) = &self.preparing[at]
+                && lasts.iter().all(|last| {
+                    let link = usize::from(last.primary_reactor) * REACTORS + at;
+                    usize::from(last.secondary_reactor) != at
+                        || self.links[link].incoming.arrived() >= last.sequence
+                })
+            {
+                choices.push((7, at));
+            }
+        }
+        all(&mut choices, 8, self.to_primary.len().min(1));
+        all(&mut choices, 9, self.to_secondary.len().min(1));
+        all(&mut choices, 10, self.frozen.min(1));
+        all(&mut choices, 11, self.reports_primary.len().min(1));
+        all(&mut choices, 12, self.prepared.len().min(1));
+        all(&mut choices, 13, self.persists.len().min(1));
+        if choices.is_empty() {
+            return false;
+        }
+        let (kind, at) = choices[self.rng.below(choices.len())];
+        match kind {
+            0 => self.disk(true, at),
+            1 => self.disk(false, at),
+            2 => self.link_data(at),
+            3 => self.link_report(at),
+            4 => self.link_answer(at),
+            5 => self.order_primary(at),
+            6 => self.order_secondary(at),
+            7 => {
+                if let Some((epoch, _)) = self.preparing[at].take() {
+                    self.with_secondary(at, |machine, out| machine.prepare(epoch, out));
+                }
+            }
+            8 => {
+                if let Some(message) = self.to_primary.pop_front() {
+                    self.with_primary_group(|group, out| group.message(message, out));
+                }
+            }
+            9 => {
+                if let Some(message) = self.to_secondary.pop_front() {
+                    self.with_secondary_group(|group, out| group.message(message, out));
+                }
+            }
+            10 => {
+                self.frozen -= 1;
+                self.with_primary_group(|group, out| group.frozen(out));
+            }
+            11 => {
+                if let Some(lasts) = self.reports_primary.pop_front() {
+                    self.with_primary_group(|group, out| group.stamped(lasts, out));
+                }
+            }
+            12 => {
+                if let Some((epoch, result)) = self.prepared.pop_front() {
+                    self.with_secondary_group(|group, out| group.prepared(epoch, result, out));
+                }
+            }
+            _ => match self.persists.pop_front() {
+                Some(true) => self.with_primary_group(|group, out| group.persisted(true, out)),
+                Some(false) => self.with_secondary_group(|group, out| group.persisted(true, out)),
+                None => {}
+            },
+        }
+        true
+    }
+
+    pub fn run(&mut self, steps: usize) {
+        for _ in 0..steps {
+            if !self.step() {
+                break;
+            }
+        }
+    }
+
+    /// Until nothing moves, time passing so that hung I/O is pinned.
+    pub fn settle(&mut self) {
+        for _ in 0..8 {
+            let mut budget = 200_000;
+            while self.step() {
+                budget -= 1;
+                assert!(budget > 0, "it never comes to rest");
+            }
+            self.tick();
+        }
+        while self.step() {}
+    }
+
+    pub fn tick(&mut self) {
+        for reactor in 0..REACTORS {
+            self.with_secondary(reactor, |machine, out| machine.tick(out));
+        }
+    }
+
+    /// Every armed timer goes off; the machines ignore those that were cancelled.
+    pub fn expire(&mut self, peer: Peer) {
+        for (primary, armed) in std::mem::take(&mut self.timers) {
+            if primary {
+                self.with_primary_group(|group, out| group.timer(armed, peer, out));
+            } else {
+                self.with_secondary_group(|group, out| group.timer(armed, out));
+            }
+        }
+    }
+
+    /// Disks give back what they held.
+    pub fn heal(&mut self) {
+        self.hang = false;
+        self.secondary_io.iter_mut().for_each(|io| io.hung = false);
+    }
+
+    /// The secondary VM writes.
+    pub fn own_write(&mut self, lba: u64, blocks: u32, byte: u8) -> Token {
+        self.tokens += 1;
+        let token = self.tokens;
+        let command = Command::Write {
+            range: Range::new(lba, blocks),
+            data: Data::Bytes(bytes(byte, blocks)),
+            fua: false,
+        };
+        self.with_secondary(Self::owner(lba), |machine, out| machine.submit(token, command, out));
+        token
+    }
+
+    pub fn note_own(&mut self, lba: u64, blocks: u32, byte: u8) {
+        (lba..lba + u64::from(blocks)).for_each(|lba| {
+            self.own_content.insert(lba, byte);
+        });
+    }
+
+    /// The whole volume as the secondary's hosts see it, once everything has come to rest; `None` where it has no view.
+    pub fn view(&mut self) -> Option<Vec<u8>> {
+        let mut content = Vec::new();
+        for lba in (0..BLOCKS).step_by(64) {
+            self.tokens += 1;
+            let (token, reactor, range) = (self.tokens, Self::owner(lba), Range::new(lba, 64));
+            let buffer = bytes(0, 64);
+            let into = buffer.clone();
+            self.with_secondary(reactor, |machine, out| {
+                machine.submit(token, Command::Read { range, into }, out);
+            });
+            let mut budget = 10_000;
+            while !self.own_replies.contains_key(&token) && budget > 0 {
+                if !self.step() {
+                    break;
+                }
+                budget -= 1;
+            }
+            self.own_replies.remove(&token)?.ok()?;
+            content.extend(buffer.to_vec());
+        }
+        Some(content)
+    }
+
+    /// What the primary had launched through the epoch.
+    pub fn content_at(&self, epoch: Epoch) -> Vec<u8> {
+        let mut disk = Disk(self.base.clone());
+        for entry in self.log.iter().filter(|entry| entry.epoch <= epoch) {
+            disk.write(entry.range, &entry.data);
+        }
+        disk.0
+    }
+
+    pub fn content_with_own(&self, epoch: Epoch) -> Vec<u8> {
+        let mut content = self.content_at(epoch);
+        for (&lba, &byte) in &self.own_content {
+            content[lba as usize] = byte;
+        }
+        content
+    }
+
+    /// Whether the content has every acknowledged write, and nothing that was never written or is older.
+    pub fn has_all_acknowledged(&self, content: &[u8]) -> Result<(), String> {
+        for lba in 0..BLOCKS {
+            let mut allowed = vec![self.base[lba as usize]];
+            for entry in self.log.iter().filter(|entry| entry.range.overlaps(Range::new(lba, 1))) {
+                let byte = match &entry.data {
+                    Data::Bytes(bytes) => bytes.to_vec()[(lba - entry.range.lba) as usize],
+                    Data::Zeroes => 0,
+                };
+                if entry.acknowledged {
+                    allowed.clear();
+                }
+                allowed.push(byte);
+            }
+            if !allowed.contains(&content[lba as usize]) {
+                return Err(format!("block {lba} is {:#x}, allowed {allowed:x?}", content[lba as usize]));
+            }
+        }
+        Ok(())
+    }
+
+    /// Blocks in which the disks differ and that nobody marked.
+    pub fn unmarked_differences(&self) -> Vec<u64> {
+        (0..BLOCKS)
+            .filter(|&lba| {
+                let range = Range::new(lba, 1);
+                self.primary_disk.read(range) != self.secondary_disk.read(range)
+                    && !self.primary[Self::owner(lba)].dirty().is_dirty(range)
+            })
+            .collect()
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+}

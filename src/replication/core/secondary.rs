@@ -1,0 +1,757 @@
+//! The secondary's stripe machine: what the primary forwards for the stripes that one reactor owns of one volume.
+//! The secondary VM's own I/O is in `view`, what happens after a failover in `promoted`; they share this state.
+//!
+//! Invariants. No in-place write is submitted before the originals of its granules are in its epoch's undo layer,
+//! unless that epoch is said to be lost. Overlapping writes are applied in the order of their arrival. Every message gets
+//! exactly one answer, within the deadline. A payload is kept until the disk gave the I/O back.
+
+use super::super::{Epoch, Generation, Sequence};
+use super::dirty::DirtyMap;
+use super::maps::GranuleMaps;
+use super::range_lock::{LockId, RangeLock};
+use super::table::{OpId, Table};
+use super::types::*;
+use super::view::Own;
+use smallvec::SmallVec;
+use std::collections::VecDeque;
+
+#[derive(Clone, Copy, Debug)]
+pub struct SecondaryConfig {
+    pub geometry: Geometry,
+    /// False: nothing is preserved, there is no view, and only `latest` can be promised.
+    pub buffer: bool,
+    /// Ticks after which an I/O of the disk counts as hung.
+    pub hung_ticks: u32,
+}
+
+/// How a forwarded message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Applied,
+    /// The disk hangs; the write is kept in memory.
+    Pinned,
+    Failed(PeerRefusal),
+}
+
+#[derive(Clone, Debug)]
+pub enum SecondaryOutput<P> {
+    /// Reads whole granules to be preserved; comes back by [`SecondaryStripes::preserve_read`].
+    PreserveRead {
+        op: OpId,
+        range: Range,
+    },
+    /// Reads for the view, into the host's own buffer; comes back by [`SecondaryStripes::view_read`].
+    ViewRead {
+        op: OpId,
+        range: Range,
+        into: P,
+    },
+    /// Reads what a write of part of a granule leaves; comes back by [`SecondaryStripes::base_read`].
+    BaseRead {
+        op: OpId,
+        range: Range,
+    },
+    /// Goes to the disk; comes back by [`SecondaryStripes::write_done`].
+    SubmitWrite {
+        op: OpId,
+        range: Range,
+        data: Data<P>,
+        fua: bool,
+    },
+    /// Comes back by [`SecondaryStripes::flush_done`].
+    SubmitFlush {
+        op: OpId,
+    },
+    /// To the primary.
+    Answer {
+        lane: Lane,
+        sequence: Sequence,
+        answer: Answer,
+    },
+    /// To the secondary's own host.
+    Reply {
+        token: Token,
+        result: Result<(), Refusal>,
+    },
+    /// Every write of the epoch that arrived is on the disk or held in memory.
+    Prepared {
+        epoch: Epoch,
+        result: Result<(), PeerRefusal>,
+    },
+    Event(StripeEvent),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    Waiting,
+    Preserving {
+        left: u16,
+        failed: bool,
+    },
+    Writing,
+    /// The disk failed a pinned write; it is written again at the next tick.
+    Retrying,
+    /// Rolled back by a failover; only waits for the disk to give its I/O back.
+    Abandoned {
+        left: u16,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Held {
+    No,
+    /// In `pins`; reads that go to the disk prefer it.
+    Pinned {
+        bytes: u64,
+    },
+}
+
+pub(super) struct Forwarded<P> {
+    pub lane: Lane,
+    pub sequence: Sequence,
+    pub epoch: Epoch,
+    pub range: Range,
+    pub data: Data<P>,
+    pub fua: bool,
+    pub preserve: bool,
+    pub lock: Option<LockId>,
+    pub order: u64,
+    pub stage: Stage,
+    pub held: Held,
+    pub answered: bool,
+    pub since: u32,
+}
+
+pub(super) struct Barrier {
+    lane: Lane,
+    sequence: Sequence,
+    order: u64,
+    waiting: u32,
+    since: u32,
+}
+
+pub(super) enum Op<P> {
+    Forwarded(Forwarded<P>),
+    Barrier(Barrier),
+    Own(Own<P>),
+    Drain { range: Range, lock: LockId },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Role {
+    Follower,
+    /// Serving hosts. Forwarded writes through `visible` are part of the content, later ones are not.
+    Promoted {
+        visible: Epoch,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Preparing {
+    epoch: Epoch,
+    unanswered: u32,
+}
+
+pub struct SecondaryStripes<P, M> {
+    pub(super) config: SecondaryConfig,
+    pub(super) maps: M,
+    pub(super) ops: Table<Op<P>>,
+    pub(super) lock: RangeLock<OpId>,
+    /// Orders the secondary VM's own writes; it never waits for a forwarded one.
+    pub(super) own_lock: RangeLock<OpId>,
+    pub(super) role: Role,
+    pub(super) generation: Generation,
+    pub(super) committed: Epoch,
+    /// The newest epoch seen.
+    open: Epoch,
+    /// Originals of epochs through this one were not all kept.
+    pub(super) lost_through: Epoch,
+    /// Pinned writes in the order of arrival.
+    pub(super) pins: Vec<(u64, OpId)>,
+    barriers: Vec<OpId>,
+    /// Rises whenever something that a read may have missed goes from memory; such a read starts again.
+    pub(super) changes: u64,
+    broken: Option<PeerRefusal>,
+    preparing: Option<Preparing>,
+    pub(super) short_of_room: VecDeque<OpId>,
+    pub(super) draining: super::promoted::Draining,
+    pub(super) dirty: DirtyMap,
+    watermark: u8,
+    order: u64,
+    pub(super) tick: u32,
+}
+
+/// No original is ever kept from here on.
+const NEVER: Epoch = Epoch(u64::MAX);
+/// Percent of the buffer's limit at which events ask for a checkpoint: early enough for one at leisure, and urgent.
+const WATERMARKS: [u8; 2] = [75, 90];
+
+impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
+    pub fn new(config: SecondaryConfig, maps: M, generation: Generation, committed: Epoch) -> Self {
+        SecondaryStripes {
+            config,
+            maps,
+            ops: Table::new(),
+            lock: RangeLock::new(),
+            own_lock: RangeLock::new(),
+            role: Role::Follower,
+            generation,
+            committed,
+            open: committed,
+            lost_through: if config.buffer { Epoch(0) } else { NEVER },
+            pins: Vec::new(),
+            barriers: Vec::new(),
+            changes: 0,
+            broken: None,
+            preparing: None,
+            short_of_room: VecDeque::new(),
+            draining: super::promoted::Draining::default(),
+            dirty: DirtyMap::new(config.geometry),
+            watermark: 0,
+            order: 0,
+            tick: 0,
+        }
+    }
+
+    pub fn maps(&self) -> &M {
+        &self.maps
+    }
+
+    pub fn maps_mut(&mut self) -> &mut M {
+        &mut self.maps
+    }
+
+    pub fn committed(&self) -> Epoch {
+        self.committed
+    }
+
+    pub fn dirty(&self) -> &DirtyMap {
+        &self.dirty
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.ops.len()
+    }
+
+    /// Why this machine no longer follows, if so.
+    pub fn broken(&self) -> Option<PeerRefusal> {
+        self.broken
+    }
+
+    /// Whether there is a consistent view, and so something to roll back to.
+    pub fn has_view(&self) -> bool {
+        matches!(self.role, Role::Promoted { .. }) || self.committed >= self.lost_through
+    }
+
+    /// A session begins with both disks said or about to be made equal: nothing of an earlier one counts any more.
+    pub fn begin(&mut self, generation: Generation, base: Epoch) {
+        self.link_down();
+        self.generation = generation;
+        self.committed = base;
+        self.open = base;
+        self.lost_through = if self.config.buffer { Epoch(0) } else { NEVER };
+        self.broken = None;
+        self.maps.drop_all();
+        self.pin_everything();
+        self.changes += 1;
+    }
+
+    /// The primary is gone: what arrived is still applied, but there is nobody to answer.
+    pub fn link_down(&mut self) {
+        self.preparing = None;
+        let mut unsubmitted = Vec::new();
+        self.ops.for_each_mut(|id, op| match op {
+            Op::Forwarded(write) => write.answered = true,
+            Op::Barrier(barrier) if barrier.waiting > 0 => unsubmitted.push(id),
+            _ => {}
+        });
+        for id in unsubmitted {
+            self.ops.remove(id);
+        }
+        self.barriers.clear();
+    }
+
+    /// Messages of an older generation are refused from now on.
+    pub fn set_generation(&mut self, generation: Generation) {
+        self.generation = self.generation.max(generation);
+    }
+
+    /// A message of the primary, in the order of its lane.
+    pub fn forwarded(
+        &mut self,
+        lane: Lane,
+        sequence: Sequence,
+        forward: Forward<P>,
+        out: &mut Vec<SecondaryOutput<P>>,
+    ) {
+        let refusal = match &forward.body {
+            _ if self.role != Role::Follower || forward.generation < self.generation => {
+                Some(PeerRefusal::OldGeneration)
+            }
+            _ if forward.epoch <= self.committed => Some(PeerRefusal::Protocol),
+            ForwardBody::Write { range, .. }
+                if range.blocks == 0 || range.end() > self.config.geometry.blocks =>
+            {
+                Some(PeerRefusal::Protocol)
+            }
+            _ if self.broken.is_some() => Some(PeerRefusal::Broken),
+            _ => None,
+        };
+        if let Some(refusal) = refusal {
+            let answer = Answer::Failed(refusal);
+            return out.push(SecondaryOutput::Answer { lane, sequence, answer });
+        }
+        self.open = self.open.max(forward.epoch);
+        let order = self.order;
+        self.order += 1;
+        match forward.body {
+            ForwardBody::Write { range, data, fua, preserve } => {
+                let aligned = self.config.geometry.aligned(range);
+                let id = self.ops.insert(Op::Forwarded(Forwarded {
+                    lane,
+                    sequence,
+                    epoch: forward.epoch,
+                    range,
+                    data,
+                    fua,
+                    preserve,
+                    lock: None,
+                    order,
+                    stage: Stage::Waiting,
+                    held: Held::No,
+                    answered: false,
+                    since: self.tick,
+                }));
+                let (lock, held) = self.lock.enter(aligned, id);
+                if let Some(write) = self.forwarded_mut(id) {
+                    write.lock = Some(lock);
+                }
+                if held {
+                    self.start(id, out);
+                }
+            }
+            ForwardBody::Flush => {
+                let waiting = self.ops.iter().filter(|(_, op)| is_unanswered(op, None)).count() as u32;
+                let barrier = Barrier { lane, sequence, order, waiting, since: self.tick };
+                let id = self.ops.insert(Op::Barrier(barrier));
+                self.barriers.push(id);
+                if waiting == 0 {
+                    out.push(SecondaryOutput::SubmitFlush { op: id });
+                }
+            }
+        }
+    }
+
+    pub(super) fn forwarded_mut(&mut self, id: OpId) -> Option<&mut Forwarded<P>> {
+        match self.ops.get_mut(id) {
+            Some(Op::Forwarded(write)) => Some(write),
+            _ => None,
+        }
+    }
+
+    /// Whether originals of this epoch are to be kept.
+    fn preserves(&self, epoch: Epoch) -> bool {
+        self.role == Role::Follower && epoch > self.committed && epoch > self.lost_through
+    }
+
+    /// The write holds its range: preserve what its epoch lacks, or write at once.
+    fn start(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
+        let (epoch, range) = (write.epoch, write.range);
+        if matches!(self.role, Role::Promoted { visible } if epoch > visible) {
+            return self.forget(id, out);
+        }
+        if !write.preserve {
+            self.lose_through(epoch, out);
+        }
+        let mut left = 0;
+        if self.preserves(epoch) {
+            let mut missing: Option<Range> = None;
+            for granule in self.config.geometry.granules(range) {
+                if self.maps.undo_contains(epoch, granule) {
+                    if let Some(range) = missing.take() {
+                        out.push(SecondaryOutput::PreserveRead { op: id, range });
+                        left += 1;
+                    }
+                    continue;
+                }
+                let blocks = self.config.geometry.granule_range(granule);
+                missing = Some(match missing {
+                    Some(run) => Range::new(run.lba, run.blocks + blocks.blocks),
+                    None => blocks,
+                });
+            }
+            if let Some(range) = missing {
+                out.push(SecondaryOutput::PreserveRead { op: id, range });
+                left += 1;
+            }
+        }
+        match left {
+            0 => self.submit_write(id, out),
+            left => {
+                if let Some(write) = self.forwarded_mut(id) {
+                    write.stage = Stage::Preserving { left, failed: false };
+                }
+            }
+        }
+    }
+
+    fn submit_write(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(write) = self.forwarded_mut(id) else { return };
+        write.stage = Stage::Writing;
+        let (range, fua, data) = (write.range, write.fua, write.data.clone());
+        out.push(SecondaryOutput::SubmitWrite { op: id, range, data, fua });
+    }
+
+    /// Originals were read; `None` when reading failed.
+    pub fn preserve_read(
+        &mut self,
+        id: OpId,
+        range: Range,
+        content: Option<&P>,
+        out: &mut Vec<SecondaryOutput<P>>,
+    ) {
+        let Some(write) = self.forwarded_mut(id) else { return };
+        let epoch = write.epoch;
+        let ended = match &mut write.stage {
+            Stage::Preserving { left, failed } => {
+                *left = left.saturating_sub(1);
+                *failed |= content.is_none();
+                *left == 0
+            }
+            Stage::Abandoned { left } => {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    self.forget(id, out);
+                }
+                return;
+            }
+            _ => return,
+        };
+        if let Some(content) = content {
+            self.keep(epoch, range, content, out);
+        }
+        if !ended {
+            return;
+        }
+        let preserves = self.preserves(epoch);
+        let Some(write) = self.forwarded_mut(id) else { return };
+        let failed = matches!(write.stage, Stage::Preserving { failed: true, .. });
+        match (failed && preserves, write.answered) {
+            (false, _) => self.submit_write(id, out),
+            // The primary was told that it is held: it goes in, and the roll-back is what is lost.
+            (true, true) => {
+                self.lose(epoch, out);
+                self.submit_write(id, out);
+            }
+            (true, false) => self.fail(id, PeerRefusal::CopyBeforeWrite, out),
+        }
+    }
+
+    fn keep(&mut self, epoch: Epoch, range: Range, content: &P, out: &mut Vec<SecondaryOutput<P>>) {
+        for granule in self.config.geometry.granules(range) {
+            if !self.preserves(epoch) {
+                return;
+            }
+            let at = (self.config.geometry.granule_range(granule).lba - range.lba) as u32;
+            if !self.maps.undo_contains(epoch, granule)
+                && self.maps.undo_insert(epoch, granule, content, at).is_err()
+            {
+                self.lose(self.open, out);
+            }
+        }
+        self.watch(out);
+    }
+
+    /// Gives up the roll-back to epochs before `through`: frees what was kept for it, fails what needs it.
+    fn lose(&mut self, through: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
+        self.lose_through(through, out);
+        out.push(SecondaryOutput::Event(StripeEvent::BufferOverrun(through)));
+    }
+
+    /// Another machine of the group lost the originals of this epoch, so the group has.
+    pub fn lose_through(&mut self, through: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
+        if self.role != Role::Follower || through <= self.lost_through {
+            return;
+        }
+        self.lost_through = through;
+        self.maps.drop_through(through);
+        self.changes += 1;
+        self.room(out);
+    }
+
+    pub(super) fn watch(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
+        let fullness = self.maps.fullness();
+        for mark in WATERMARKS {
+            if fullness >= mark && self.watermark < mark {
+                self.watermark = mark;
+                out.push(SecondaryOutput::Event(StripeEvent::BufferWatermark(mark)));
+            }
+        }
+    }
+
+    /// A write of the disk ended, whoever's it was.
+    pub fn write_done(&mut self, id: OpId, ok: bool, out: &mut Vec<SecondaryOutput<P>>) {
+        let role = self.role;
+        match self.ops.get_mut(id) {
+            Some(Op::Forwarded(write)) if write.stage == Stage::Writing => {
+                let kept = !matches!(role, Role::Promoted { visible } if write.epoch > visible);
+                match (ok, write.answered) {
+                    (true, _) => self.forget_applied(id, out),
+                    (false, true) if kept => {
+                        write.stage = Stage::Retrying;
+                        let range = write.range;
+                        out.push(SecondaryOutput::Event(StripeEvent::DrainFailed(range)));
+                    }
+                    (false, true) => self.forget(id, out),
+                    (false, false) => self.fail(id, PeerRefusal::DiskWrite, out),
+                }
+            }
+            Some(Op::Drain { .. }) => self.drained(id, ok, out),
+            Some(Op::Own(_)) => self.own_written(id, ok, out),
+            _ => {}
+        }
+    }
+
+    fn forget_applied(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        self.answer(id, Answer::Applied, out);
+        self.forget(id, out);
+    }
+
+    /// The machine stops applying: going on past a lost write would tear the order that `latest` promises.
+    fn fail(&mut self, id: OpId, refusal: PeerRefusal, out: &mut Vec<SecondaryOutput<P>>) {
+        self.broken.get_or_insert(refusal);
+        self.answer(id, Answer::Failed(refusal), out);
+        self.forget(id, out);
+        if let Some(Preparing { epoch, .. }) = self.preparing.take() {
+            out.push(SecondaryOutput::Prepared { epoch, result: Err(refusal) });
+        }
+    }
+
+    fn answer(&mut self, id: OpId, answer: Answer, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(write) = self.forwarded_mut(id) else { return };
+        if write.answered {
+            return;
+        }
+        write.answered = true;
+        let (lane, sequence, order, epoch) = (write.lane, write.sequence, write.order, write.epoch);
+        out.push(SecondaryOutput::Answer { lane, sequence, answer });
+        for at in 0..self.barriers.len() {
+            let id = self.barriers[at];
+            if let Some(Op::Barrier(barrier)) = self.ops.get_mut(id)
+                && order < barrier.order
+                && barrier.waiting > 0
+            {
+                barrier.waiting -= 1;
+                if barrier.waiting == 0 {
+                    out.push(SecondaryOutput::SubmitFlush { op: id });
+                }
+            }
+        }
+        if let Some(preparing) = &mut self.preparing
+            && epoch <= preparing.epoch
+            && !matches!(answer, Answer::Failed(_))
+        {
+            preparing.unanswered = preparing.unanswered.saturating_sub(1);
+            if preparing.unanswered == 0 {
+                let epoch = preparing.epoch;
+                self.preparing = None;
+                out.push(SecondaryOutput::Prepared { epoch, result: Ok(()) });
+            }
+        }
+    }
+
+    /// The write is over: unpin, let the next one have the range.
+    pub(super) fn forget(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(Op::Forwarded(write)) = self.ops.remove(id) else { return };
+        if let Held::Pinned { bytes } = write.held {
+            self.unpin(id, bytes);
+            if self.pins.is_empty() {
+                out.push(SecondaryOutput::Event(StripeEvent::DiskHealed));
+            }
+        }
+        if let Some(lock) = write.lock {
+            self.unlock(lock, out);
+        }
+    }
+
+    pub(super) fn unpin(&mut self, id: OpId, bytes: u64) {
+        self.pins.retain(|pin| pin.1 != id);
+        self.maps.release(bytes);
+        // A read that is under way may have counted on patching it in.
+        self.changes += 1;
+    }
+
+    pub(super) fn unlock(&mut self, lock: LockId, out: &mut Vec<SecondaryOutput<P>>) {
+        let mut granted = SmallVec::new();
+        self.lock.release(lock, &mut granted);
+        for id in granted {
+            match self.ops.get(id) {
+                Some(Op::Forwarded(_)) => self.start(id, out),
+                Some(Op::Own(_)) => self.own_granted(id, out),
+                _ => {}
+            }
+        }
+        self.drain_more(out);
+    }
+
+    /// A flush of the disk ended.
+    pub fn flush_done(&mut self, id: OpId, ok: bool, out: &mut Vec<SecondaryOutput<P>>) {
+        match self.ops.get(id) {
+            Some(Op::Own(_)) => self.own_flushed(id, ok, out),
+            Some(Op::Barrier(_)) => {
+                let Some(Op::Barrier(barrier)) = self.ops.remove(id) else { return };
+                let Some(at) = self.barriers.iter().position(|&other| other == id) else { return };
+                self.barriers.swap_remove(at);
+                let answer = if ok { Answer::Applied } else { Answer::Failed(PeerRefusal::DiskWrite) };
+                if !ok {
+                    self.broken.get_or_insert(PeerRefusal::DiskWrite);
+                }
+                let Barrier { lane, sequence, .. } = barrier;
+                out.push(SecondaryOutput::Answer { lane, sequence, answer });
+            }
+            _ => {}
+        }
+    }
+
+    /// The passing of time, in the shell's steps: what the disk holds up for too long is pinned.
+    pub fn tick(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
+        self.tick = self.tick.wrapping_add(1);
+        let (tick, limit) = (self.tick, self.config.hung_ticks);
+        self.pin_where(|write| tick.wrapping_sub(write.since) >= limit, out);
+        let mut hung = SmallVec::<[(OpId, Lane, Sequence); 4]>::new();
+        let mut retry = SmallVec::<[OpId; 4]>::new();
+        for (id, op) in self.ops.iter() {
+            match op {
+                Op::Barrier(barrier) if tick.wrapping_sub(barrier.since) >= limit => {
+                    hung.push((id, barrier.lane, barrier.sequence));
+                }
+                Op::Forwarded(write) if write.stage == Stage::Retrying => retry.push(id),
+                _ => {}
+            }
+        }
+        for (id, lane, sequence) in hung {
+            if let Some(at) = self.barriers.iter().position(|&other| other == id) {
+                self.barriers.swap_remove(at);
+                out.push(SecondaryOutput::Answer { lane, sequence, answer: Answer::Pinned });
+                out.push(SecondaryOutput::Event(StripeEvent::HungDisk(Range::new(0, 0))));
+            }
+        }
+        for id in retry {
+            self.submit_write(id, out);
+        }
+        self.drain_again(out);
+    }
+
+    fn pin_where(&mut self, wanted: impl Fn(&Forwarded<P>) -> bool, out: &mut Vec<SecondaryOutput<P>>) {
+        let mut chosen = SmallVec::<[(u64, OpId); 16]>::new();
+        for (id, op) in self.ops.iter() {
+            if let Op::Forwarded(write) = op
+                && !write.answered
+                && wanted(write)
+            {
+                chosen.push((write.order, id));
+            }
+        }
+        chosen.sort_unstable();
+        for (_, id) in chosen {
+            self.pin(id, out);
+        }
+    }
+
+    fn pin_bytes(&self, write: &Forwarded<P>) -> u64 {
+        match write.data {
+            Data::Bytes(_) => u64::from(write.range.blocks) * u64::from(self.config.geometry.block_bytes),
+            Data::Zeroes => 0,
+        }
+    }
+
+    /// Keeps the payload as the content of the disk and tells the primary so.
+    fn pin(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
+        let (bytes, order, range) = (self.pin_bytes(write), write.order, write.range);
+        if self.maps.reserve(bytes).is_err() {
+            self.broken.get_or_insert(PeerRefusal::HungDisk);
+            self.answer(id, Answer::Failed(PeerRefusal::HungDisk), out);
+            if let Some(Preparing { epoch, .. }) = self.preparing.take() {
+                out.push(SecondaryOutput::Prepared { epoch, result: Err(PeerRefusal::HungDisk) });
+            }
+            return;
+        }
+        if self.pins.is_empty() {
+            out.push(SecondaryOutput::Event(StripeEvent::HungDisk(range)));
+        }
+        self.hold(id, order, bytes);
+        self.answer(id, Answer::Pinned, out);
+        self.watch(out);
+    }
+
+    fn hold(&mut self, id: OpId, order: u64, bytes: u64) {
+        if let Some(write) = self.forwarded_mut(id) {
+            write.held = Held::Pinned { bytes };
+        }
+        let at = self.pins.partition_point(|pin| pin.0 < order);
+        self.pins.insert(at, (order, id));
+    }
+
+    /// Everything under way becomes content at once, whatever the quota says: there is no other copy of it.
+    pub(super) fn pin_everything(&mut self) {
+        let mut all = Vec::new();
+        for (id, op) in self.ops.iter() {
+            if let Op::Forwarded(write) = op
+                && write.held == Held::No
+                && !matches!(write.stage, Stage::Abandoned { .. })
+            {
+                all.push((write.order, id));
+            }
+        }
+        for (order, id) in all {
+            self.hold(id, order, 0);
+        }
+    }
+
+    /// Tells when every write of the epoch is accounted for. The caller knows that all of them have arrived.
+    pub fn prepare(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
+        if let Some(refusal) = self.broken {
+            return out.push(SecondaryOutput::Prepared { epoch, result: Err(refusal) });
+        }
+        let unanswered = self.ops.iter().filter(|(_, op)| is_unanswered(op, Some(epoch))).count() as u32;
+        if unanswered == 0 {
+            self.preparing = None;
+            out.push(SecondaryOutput::Prepared { epoch, result: Ok(()) });
+        } else {
+            self.preparing = Some(Preparing { epoch, unanswered });
+        }
+    }
+
+    /// The checkpoint waits no longer: what the disk has not taken of the epoch is pinned now.
+    pub fn settle(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
+        self.pin_where(|write| write.epoch <= epoch, out);
+    }
+
+    /// The epoch is durable for the whole group: the view moves to it.
+    pub fn commit(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
+        self.preparing = None;
+        if epoch <= self.committed || self.role != Role::Follower {
+            return;
+        }
+        self.committed = epoch;
+        self.open = self.open.max(epoch);
+        self.maps.drop_through(epoch);
+        self.changes += 1;
+        self.watermark = 0;
+        self.room(out);
+    }
+
+    /// The epoch goes on: its number is burned, its layer stays.
+    pub fn abort(&mut self) {
+        self.preparing = None;
+    }
+}
+
+fn is_unanswered<P>(op: &Op<P>, through: Option<Epoch>) -> bool {
+    match op {
+        Op::Forwarded(write) => !write.answered && through.is_none_or(|epoch| write.epoch <= epoch),
+        _ => false,
+    }
+}
