@@ -7,6 +7,7 @@ pub mod buffer;
 pub mod core;
 pub mod link;
 pub mod metadata;
+pub mod volume;
 mod words;
 
 pub use words::{Epoch, Generation, Sequence};

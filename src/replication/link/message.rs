@@ -141,6 +141,10 @@ codes! {
         OutOfRange = 5,
         /// The write is pinned in memory because the disk hangs.
         Pinned = 6,
+        /// The message carries a generation older than the secondary's.
+        OldGeneration = 7,
+        /// The secondary stopped applying after an earlier error.
+        Broken = 8,
     }
 }
 

@@ -1,0 +1,259 @@
+//! A volume as a bdev: cuts commands at the borders of stripes and sends each part to the reactor that owns it.
+//!
+//! Reads of a primary go to the disk from the reactor where they arrive: they need neither locks nor maps.
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashMap;
+use slab::Slab;
+use smallvec::SmallVec;
+use uuid::Uuid;
+
+use super::owner::{self, ReadPath};
+use super::payload;
+use super::piece::Piece;
+use crate::bdev::{Bdev, BdevError, BdevOptions, Channel, Device, DeviceChannel, Io, IoError, IoOwner, Op};
+use crate::reactor;
+use crate::replication::core::{Geometry, STRIPE_BYTES};
+
+/// Boxes that a channel keeps for reuse: as many as a deep queue needs.
+const KEPT_PIECES: usize = 1024;
+
+/// What all reactors know of a volume.
+pub struct VolumeShared {
+    /// Names the volume in each reactor's tables.
+    pub(super) serial: u64,
+    pub name: String,
+    pub group: String,
+    pub base: Arc<Bdev>,
+    /// Reactors of the node, which deal the stripes out among themselves.
+    pub owners: u16,
+    /// Bytes of a granule of the disk buffer.
+    pub granule_bytes: u32,
+}
+
+impl VolumeShared {
+    pub fn new(
+        name: &str,
+        group: &str,
+        base: Arc<Bdev>,
+        owners: u16,
+        granule_bytes: u32,
+    ) -> Arc<VolumeShared> {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Arc::new(VolumeShared {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            name: name.to_string(),
+            group: group.to_string(),
+            base,
+            owners,
+            granule_bytes,
+        })
+    }
+
+    /// How the calling reactor measures the volume.
+    pub fn geometry(&self, owner: u16) -> Geometry {
+        Geometry {
+            blocks: self.base.num_blocks(),
+            block_bytes: self.base.block_size(),
+            granule_blocks: (self.granule_bytes / self.base.block_size()).max(1),
+            owners: self.owners,
+            owner,
+        }
+    }
+}
+
+struct Volume {
+    shared: Arc<VolumeShared>,
+}
+
+/// Makes the bdev of a volume, of the base's size and the given identity.
+pub fn create(shared: Arc<VolumeShared>, uuid: Uuid) -> Result<Arc<Bdev>, BdevError> {
+    let options = BdevOptions {
+        name: shared.name.clone(),
+        aliases: Vec::new(),
+        uuid,
+        block_size: shared.base.block_size(),
+        num_blocks: shared.base.num_blocks(),
+    };
+    Bdev::new(options, Box::new(Volume { shared }))
+}
+
+impl Device for Volume {
+    fn product_name(&self) -> &'static str {
+        "Replicated volume"
+    }
+
+    fn supports(&self, op: Op) -> bool {
+        !matches!(op, Op::Compare)
+    }
+
+    fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {
+        let base = self.shared.base.channel()?;
+        let channel = Rc::new(VolumeChannel {
+            shared: self.shared.clone(),
+            base,
+            block_size: bdev.block_size(),
+            here: reactor::core_index(),
+            parents: RefCell::default(),
+            pieces: RefCell::default(),
+        });
+        CHANNELS.with(|c| c.borrow_mut().insert(self.shared.serial, Rc::downgrade(&channel)));
+        Ok(channel)
+    }
+
+    fn driver_specific(&self) -> serde_json::Value {
+        serde_json::json!({"replicated": {"group": self.shared.group, "base_bdev": self.shared.base.name()}})
+    }
+
+    /// Its group makes it.
+    fn config(&self) -> Option<(&'static str, serde_json::Value)> {
+        None
+    }
+
+    fn has_write_cache(&self) -> bool {
+        self.shared.base.device().has_write_cache()
+    }
+}
+
+struct Parent {
+    io: Box<Io>,
+    left: u32,
+}
+
+struct VolumeChannel {
+    shared: Arc<VolumeShared>,
+    base: Rc<Channel>,
+    block_size: u32,
+    here: usize,
+    parents: RefCell<Slab<Parent>>,
+    #[allow(clippy::vec_box, reason = "the boxes themselves travel as messages")]
+    pieces: RefCell<Vec<Box<Piece>>>,
+}
+
+thread_local! {
+    static CHANNELS: RefCell<HashMap<u64, Weak<VolumeChannel>>> = RefCell::new(HashMap::new());
+}
+
+/// A piece came back to the reactor that sent it.
+pub(super) fn piece_done(piece: Box<Piece>) {
+    // The channel lives while a command of its is in flight: the command's box holds it.
+    if let Some(channel) = CHANNELS.with(|c| c.borrow().get(&piece.volume.serial).and_then(Weak::upgrade)) {
+        channel.piece_done(piece);
+    }
+}
+
+impl VolumeChannel {
+    fn owner_of(&self, lba: u64) -> usize {
+        usize::from(Geometry::owner_of(lba, self.block_size, self.shared.owners))
+    }
+
+    fn piece(&self, parent: u32, io: &Io, lba: u64, blocks: u32) -> Box<Piece> {
+        let kept = self.pieces.borrow_mut().pop();
+        let mut piece = kept.unwrap_or_else(|| Piece::new(self.shared.clone(), self.here));
+        (piece.op, piece.lba, piece.blocks, piece.fua, piece.parent) = (io.op, lba, blocks, io.fua, parent);
+        if io.op.has_data() {
+            let at = (lba - io.lba) as usize * self.block_size as usize;
+            let len = blocks as usize * self.block_size as usize;
+            piece.data = payload::slice(&io.data, at, len);
+            if io.op == Op::CompareAndWrite {
+                piece.compare = payload::slice(&io.compare, at, len);
+            }
+        }
+        piece
+    }
+
+    /// The parts of a command, each within one stripe: at most one for nearly every command.
+    fn cut(&self, io: &Io) -> impl Iterator<Item = (u64, u32)> + use<> {
+        let stripe = STRIPE_BYTES / u64::from(self.block_size);
+        let (mut lba, end) = (io.lba, io.lba + io.num_blocks);
+        std::iter::from_fn(move || {
+            if lba >= end {
+                return None;
+            }
+            let next = ((lba / stripe + 1) * stripe).min(end);
+            let part = (lba, (next - lba) as u32);
+            lba = next;
+            Some(part)
+        })
+    }
+
+    fn piece_done(&self, mut piece: Box<Piece>) {
+        let parent = piece.parent as usize;
+        let result = piece.result.take().unwrap_or(Err(IoError::Device));
+        piece.data.clear();
+        piece.compare.clear();
+        if self.pieces.borrow().len() < KEPT_PIECES {
+            self.pieces.borrow_mut().push(piece);
+        }
+        let ended = {
+            let mut parents = self.parents.borrow_mut();
+            let Some(entry) = parents.get_mut(parent) else { return };
+            if let (Ok(()), Err(error)) = (entry.io.result, result) {
+                entry.io.result = Err(error);
+            }
+            entry.left -= 1;
+            if entry.left > 0 {
+                return;
+            }
+            parents.remove(parent)
+        };
+        let result = ended.io.result;
+        ended.io.complete(result);
+    }
+
+    /// Reads the disk itself, from here.
+    fn read_base(self: &Rc<Self>, io: Box<Io>) {
+        let mut child = Io::new(Op::Read);
+        (child.lba, child.num_blocks) = (io.lba, io.num_blocks);
+        child.data = io.data.clone();
+        child.tag = self.parents.borrow_mut().insert(Parent { io, left: 1 }) as u64;
+        self.base.submit(child, self.clone());
+    }
+}
+
+impl IoOwner for VolumeChannel {
+    /// A read of the disk itself has ended.
+    fn io_done(self: Rc<Self>, child: Box<Io>) {
+        let parent = self.parents.borrow_mut().try_remove(child.tag as usize);
+        let result = child.result;
+        child.recycle();
+        if let Some(parent) = parent {
+            parent.io.complete(result);
+        }
+    }
+}
+
+impl DeviceChannel for VolumeChannel {
+    fn submit(self: Rc<Self>, mut io: Box<Io>) {
+        io.result = Ok(());
+        if io.op == Op::Read {
+            match owner::read_path(&self.shared) {
+                Ok(ReadPath::Disk) => return self.read_base(io),
+                Ok(ReadPath::Owners) => {}
+                Err(error) => return io.complete(Err(error)),
+            }
+        }
+        match io.op {
+            Op::Reset => return io.complete(Ok(())),
+            Op::CompareAndWrite if self.cut(&io).nth(1).is_some() => {
+                // Atomic over two owners it could not be; NVMe limits it to far less than a stripe.
+                return io.complete(Err(IoError::Invalid));
+            }
+            _ => {}
+        }
+        let parent = self.parents.borrow().vacant_key() as u32;
+        let pieces: SmallVec<[(usize, Box<Piece>); 2]> = if io.op == Op::Flush {
+            (0..usize::from(self.shared.owners)).map(|owner| (owner, self.piece(parent, &io, 0, 0))).collect()
+        } else {
+            let parts = self.cut(&io);
+            parts.map(|(lba, blocks)| (self.owner_of(lba), self.piece(parent, &io, lba, blocks))).collect()
+        };
+        // All pieces are counted before the first one goes: it may end at once.
+        self.parents.borrow_mut().insert(Parent { io, left: pieces.len() as u32 });
+        pieces.into_iter().for_each(|(owner, piece)| piece.go_to(owner));
+    }
+}

@@ -1,0 +1,129 @@
+//! The disk buffer as the secondary's machine sees it: blocks and granules instead of bytes.
+
+use super::payload::Blocks;
+use crate::replication::Epoch;
+use crate::replication::buffer::{BufferUsage, Content, DiskBuffer, Fill, Granule, OverlayData};
+use crate::replication::core::{BufferFull, Data, GranuleMaps, Range};
+
+/// Chunks of dropped layers that go back to the pool in one step: a few microseconds.
+const RECYCLE_BUDGET: usize = 8;
+
+pub struct Maps {
+    buffer: DiskBuffer,
+    block_bytes: u32,
+}
+
+impl Maps {
+    pub fn new(buffer: DiskBuffer, block_bytes: u32) -> Maps {
+        Maps { buffer, block_bytes }
+    }
+
+    /// Gives a little of the memory of dropped layers back; true when there is no more.
+    pub fn recycle(&mut self) -> bool {
+        self.buffer.recycle_step(RECYCLE_BUDGET)
+    }
+
+    pub fn usage(&self) -> BufferUsage {
+        self.buffer.usage()
+    }
+
+    fn at(&self, blocks: u64) -> u64 {
+        blocks * u64::from(self.block_bytes)
+    }
+
+    fn bytes(&self, range: Range) -> std::ops::Range<u64> {
+        self.at(range.lba)..self.at(range.end())
+    }
+}
+
+impl GranuleMaps<Blocks> for Maps {
+    fn undo_contains(&self, epoch: Epoch, granule: u64) -> bool {
+        self.buffer.contains(epoch, Granule(granule))
+    }
+
+    fn undo_insert(
+        &mut self,
+        epoch: Epoch,
+        granule: u64,
+        content: &Blocks,
+        at: u32,
+    ) -> Result<(), BufferFull> {
+        let at = self.at(at.into()) as usize;
+        match self.buffer.undo_insert(epoch, Granule(granule), content.bufs(), at) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(BufferFull),
+        }
+    }
+
+    fn view_contains(&self, granule: u64) -> bool {
+        self.buffer.view_contains(Granule(granule))
+    }
+
+    fn view_read(&self, range: Range, into: &mut Blocks, at: u32) {
+        let at = self.at(at.into()) as usize;
+        let complete = self.buffer.view_read(self.bytes(range), into.bufs(), at);
+        debug_assert!(complete, "only what the view contains is read from it");
+    }
+
+    fn view_content(&self, granule: u64) -> Option<Data<Blocks>> {
+        match self.buffer.view_content(Granule(granule)) {
+            Content::Bytes(buf) => {
+                Some(Data::Bytes(Blocks::new([buf].into_iter().collect(), self.block_bytes)))
+            }
+            Content::Zeroes => Some(Data::Zeroes),
+            Content::OnDisk => None,
+        }
+    }
+
+    fn overlay_write(
+        &mut self,
+        range: Range,
+        data: &Data<Blocks>,
+        from: u32,
+        base: Option<&Blocks>,
+    ) -> Result<(), BufferFull> {
+        let bytes = self.bytes(range);
+        let data = match data {
+            Data::Bytes(blocks) => {
+                OverlayData::Bytes { list: blocks.bufs(), from: self.at(from.into()) as usize }
+            }
+            Data::Zeroes => OverlayData::Zeroes,
+        };
+        let granule = self.buffer.granule_of(bytes.start);
+        let fill = base.map(|base| Fill { granule, content: base.bufs() });
+        self.buffer.overlay_write(bytes, data, fill.as_slice()).map_err(|_| BufferFull)
+    }
+
+    fn drop_through(&mut self, epoch: Epoch) {
+        self.buffer.drop_through(epoch);
+        self.buffer.drop_overlay();
+    }
+
+    fn drop_overlay(&mut self) {
+        self.buffer.drop_overlay();
+    }
+
+    fn drop_all(&mut self) {
+        self.buffer.drop_all();
+    }
+
+    fn remove(&mut self, granule: u64) {
+        self.buffer.forget(granule..granule + 1);
+    }
+
+    fn next_buffered(&self, from: u64) -> Option<u64> {
+        self.buffer.next_buffered(Granule(from)).map(|granule| granule.0)
+    }
+
+    fn reserve(&mut self, bytes: u64) -> Result<(), BufferFull> {
+        if self.buffer.pin(bytes) { Ok(()) } else { Err(BufferFull) }
+    }
+
+    fn release(&mut self, bytes: u64) {
+        self.buffer.unpin(bytes);
+    }
+
+    fn fullness(&self) -> u8 {
+        self.buffer.quota().used_percent().min(100) as u8
+    }
+}

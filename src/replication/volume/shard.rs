@@ -1,0 +1,418 @@
+//! One group's share of one reactor. The group's home reactor gives orders by running closures on the shard's
+//! reactor; the shard tells what happens by [`ShardEvent`]s, and never waits.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashMap;
+
+use super::device::VolumeShared;
+use super::lanes::{AckTask, LaneOwner, Lanes};
+use super::maps::Maps;
+use super::owner::{Machine, Owner};
+use super::payload::Blocks;
+use crate::bdev::BdevError;
+use crate::reactor::{self, TimerHandler, TimerId};
+use crate::replication::buffer::{BufferError, DiskBuffer, Quota, ReactorPages};
+use crate::replication::core::{
+    AckMode, Keep, Lane, OnLinkLoss, PeerRefusal, PrimaryConfig, PrimaryStripes, Refusal, SecondaryConfig,
+    SecondaryStripes, Session, StripeEvent,
+};
+use crate::replication::link::{Connection, LinkOwner};
+use crate::replication::{Epoch, Generation, Sequence};
+
+/// The machines' step of time. Hung disks are noticed in units of it; an idle node wakes this often.
+pub const TICK: Duration = Duration::from_millis(20);
+
+/// What a shard tells its group.
+#[derive(Clone, Debug)]
+pub enum ShardEvent {
+    Stripe {
+        volume: u16,
+        event: StripeEvent,
+    },
+    LaneClosed {
+        lane: Lane,
+        reason: String,
+    },
+    /// The peer broke the protocol on this lane.
+    LaneBroken {
+        lane: Lane,
+    },
+}
+
+/// What a shard holds and has under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ShardUsage {
+    pub sent_bytes: u64,
+    pub lag_bytes: u64,
+    pub dirty_bytes: u64,
+    pub undo_bytes: u64,
+    pub overlay_bytes: u64,
+    pub redo_bytes: u64,
+    pub bookkeeping_bytes: u64,
+    pub in_flight: usize,
+    /// Blocks that a full sync has passed, over all volumes; `None` when none runs here.
+    pub copied_blocks: Option<u64>,
+}
+
+/// Tells when a step of a checkpoint is done on this reactor.
+pub type Prepared = Box<dyn FnOnce(Result<(), PeerRefusal>)>;
+
+struct Preparing {
+    epoch: Epoch,
+    /// Messages that must have arrived before the machines are asked.
+    lasts: Vec<(Lane, Sequence)>,
+    asked: bool,
+    left: usize,
+    result: Result<(), PeerRefusal>,
+    done: Prepared,
+}
+
+/// Hears what happens in a shard; runs on the shard's reactor.
+pub type Listener = Arc<dyn Fn(usize, ShardEvent) + Send + Sync>;
+
+pub struct Shard {
+    group: u64,
+    here: usize,
+    owners: RefCell<Vec<Rc<Owner>>>,
+    pub(super) lanes: Lanes,
+    ack_task: Rc<AckTask>,
+    listener: Listener,
+    preparing: RefCell<Option<Preparing>>,
+    timer: Cell<Option<TimerId>>,
+    this: Weak<Shard>,
+}
+
+thread_local! {
+    static SHARDS: RefCell<HashMap<u64, Rc<Shard>>> = RefCell::new(HashMap::new());
+}
+
+/// The calling reactor's share of a group, by the group's serial number.
+pub fn shard_of(group: u64) -> Option<Rc<Shard>> {
+    SHARDS.with(|s| s.borrow().get(&group).cloned())
+}
+
+impl Shard {
+    /// Makes the calling reactor's share of a group.
+    pub fn create(
+        group: u64,
+        volumes: &[Arc<VolumeShared>],
+        listener: Listener,
+    ) -> Result<Rc<Shard>, BdevError> {
+        let bases = volumes.iter().map(|v| v.base.channel()).collect::<Result<Vec<_>, _>>()?;
+        let shard = Rc::new_cyclic(|this: &Weak<Shard>| Shard {
+            group,
+            here: reactor::core_index(),
+            owners: RefCell::default(),
+            lanes: Lanes::default(),
+            ack_task: Lanes::ack_task(this),
+            listener,
+            preparing: RefCell::default(),
+            timer: Cell::new(None),
+            this: this.clone(),
+        });
+        let make = |(index, (volume, base)): (usize, (&Arc<VolumeShared>, _))| {
+            Owner::new(volume.clone(), index as u16, base, Rc::downgrade(&shard))
+        };
+        *shard.owners.borrow_mut() = volumes.iter().zip(bases).enumerate().map(make).collect();
+        SHARDS.with(|s| s.borrow_mut().insert(group, shard.clone()));
+        shard.arm();
+        Ok(shard)
+    }
+
+    /// Ends the share: closes the lanes, refuses what comes now. What the disks still have keeps its memory.
+    pub fn destroy(&self) {
+        if let Some(timer) = self.timer.take() {
+            reactor::timer_cancel(timer);
+        }
+        self.lanes.detach_all();
+        for owner in self.owners() {
+            owner.forget();
+        }
+        SHARDS.with(|s| s.borrow_mut().remove(&self.group));
+    }
+
+    fn arm(&self) {
+        if let Some(this) = self.this.upgrade() {
+            self.timer.set(Some(reactor::timer_after(TICK, this, 0)));
+        }
+    }
+
+    fn owners(&self) -> Vec<Rc<Owner>> {
+        self.owners.borrow().clone()
+    }
+
+    pub(super) fn owner(&self, volume: u16) -> Option<Rc<Owner>> {
+        self.owners.borrow().get(usize::from(volume)).cloned()
+    }
+
+    pub(super) fn ack_task(&self) -> Rc<AckTask> {
+        self.ack_task.clone()
+    }
+
+    pub(super) fn tell(&self, event: ShardEvent) {
+        (self.listener)(self.here, event);
+    }
+
+    pub(super) fn event(&self, volume: u16, event: StripeEvent) {
+        self.tell(ShardEvent::Stripe { volume, event });
+    }
+
+    /// Becomes a primary's share: reads and writes of hosts work from now on.
+    pub fn become_primary(&self, ack: AckMode, on_link_loss: OnLinkLoss) {
+        for owner in self.owners() {
+            let geometry = owner.shared.geometry(self.here as u16);
+            let machine = PrimaryStripes::new(PrimaryConfig { geometry, ack, on_link_loss });
+            *owner.machine.borrow_mut() = Machine::Primary(Box::new(machine));
+        }
+    }
+
+    /// Becomes a secondary's share. `quota` is the group's; `hung` after which a disk counts as hung.
+    pub fn become_secondary(
+        &self,
+        buffer: bool,
+        quota: &Arc<Quota>,
+        hung: Duration,
+        generation: Generation,
+        committed: Epoch,
+    ) -> Result<(), BufferError> {
+        let hung_ticks = (hung.as_millis() / TICK.as_millis()).clamp(1, u128::from(u32::MAX)) as u32;
+        for owner in self.owners() {
+            let geometry = owner.shared.geometry(self.here as u16);
+            let volume_bytes = owner.shared.base.size_bytes();
+            let buffers = DiskBuffer::new(
+                owner.shared.granule_bytes,
+                volume_bytes,
+                Rc::new(ReactorPages),
+                quota.clone(),
+            )?;
+            let maps = Maps::new(buffers, owner.block_bytes);
+            let config = SecondaryConfig { geometry, buffer, hung_ticks };
+            let machine = SecondaryStripes::new(config, maps, generation, committed);
+            *owner.machine.borrow_mut() = Machine::Secondary(Box::new(machine));
+        }
+        self.lanes.set_generation(generation);
+        Ok(())
+    }
+
+    /// No I/O of hosts any more. What is in flight below ends by itself.
+    pub fn stop(&self) {
+        self.lanes.detach_all();
+        for owner in self.owners() {
+            *owner.machine.borrow_mut() = Machine::Stopped;
+            owner.refuse_pieces();
+        }
+    }
+
+    /// The owner of a lane's connection, to be given to the link.
+    pub fn lane_owner(&self, lane: Lane) -> Rc<dyn LinkOwner> {
+        Rc::new(LaneOwner { shard: self.this.clone(), lane })
+    }
+
+    /// A data connection passed its handshake.
+    pub fn attach(&self, lane: Lane, connection: Rc<Connection>) {
+        self.lanes.attach(lane, connection);
+    }
+
+    fn primaries(&self, mut f: impl FnMut(&mut PrimaryStripes<Blocks>, &mut Vec<super::primary::Out>)) {
+        for owner in self.owners() {
+            owner.primary(|machine, out| f(machine, out));
+        }
+    }
+
+    fn secondaries(
+        &self,
+        mut f: impl FnMut(&mut SecondaryStripes<Blocks, Maps>, &mut Vec<super::secondary::Out>),
+    ) {
+        for owner in self.owners() {
+            owner.secondary(|machine, out| f(machine, out));
+        }
+    }
+
+    // ---- orders to a primary
+
+    pub fn link_up(&self, session: Session) {
+        self.lanes.set_generation(session.generation);
+        self.primaries(|machine, out| machine.link_up(session, out));
+    }
+
+    /// Closes the lanes of a lost or ended session, for either role.
+    pub fn link_down(&self) {
+        self.lanes.detach_all();
+        self.preparing.take();
+        self.primaries(|machine, out| machine.link_down(out));
+        self.secondaries(|machine, _| machine.link_down());
+    }
+
+    /// First step of a cut.
+    pub fn freeze(&self) {
+        self.primaries(|machine, _| machine.freeze());
+    }
+
+    /// Second step of a cut, when all shards are frozen: what belongs to the closed epoch on each lane.
+    pub fn stamp(&self, next: Epoch, preserve: bool) -> Vec<(Lane, Sequence)> {
+        let lasts = self.lanes.last_sent();
+        self.primaries(|machine, out| machine.stamp(next, preserve, out));
+        lasts
+    }
+
+    /// Goes on without a cut.
+    pub fn thaw(&self) {
+        self.primaries(|machine, out| machine.thaw(out));
+    }
+
+    pub fn fence(&self) {
+        self.primaries(|machine, out| machine.fence(out));
+        self.lanes.detach_all();
+    }
+
+    /// Copies everything, or only what the peer is known to lack.
+    pub fn start_copy(&self, only_dirty: bool) {
+        self.primaries(|machine, out| machine.start_copy(only_dirty, out));
+    }
+
+    pub fn set_ack(&self, ack: AckMode) {
+        self.primaries(|machine, out| machine.set_ack(ack, out));
+    }
+
+    pub fn set_on_link_loss(&self, policy: OnLinkLoss) {
+        self.primaries(|machine, out| machine.set_on_link_loss(policy, out));
+    }
+
+    // ---- orders to a secondary
+
+    /// A session begins.
+    pub fn begin(&self, generation: Generation, base: Epoch) {
+        self.lanes.set_generation(generation);
+        self.secondaries(|machine, _| machine.begin(generation, base));
+    }
+
+    /// Tells when every write of the epoch has arrived here and is accounted for.
+    pub fn prepare(&self, epoch: Epoch, lasts: Vec<(Lane, Sequence)>, done: Prepared) {
+        let left = self.owners.borrow().len();
+        let preparing = Preparing { epoch, lasts, asked: false, left, result: Ok(()), done };
+        self.preparing.replace(Some(preparing));
+        self.something_arrived();
+    }
+
+    /// Messages arrived: a prepare may have waited for them.
+    pub(super) fn something_arrived(&self) {
+        let epoch = match &mut *self.preparing.borrow_mut() {
+            Some(p) if !p.asked && self.lanes.have_arrived(&p.lasts) => {
+                p.asked = true;
+                p.epoch
+            }
+            _ => return,
+        };
+        if self.owners.borrow().is_empty() {
+            return self.machine_prepared(epoch, Ok(()));
+        }
+        self.secondaries(|machine, out| machine.prepare(epoch, out));
+    }
+
+    pub(super) fn machine_prepared(&self, epoch: Epoch, result: Result<(), PeerRefusal>) {
+        let ended = {
+            let mut preparing = self.preparing.borrow_mut();
+            let Some(p) = preparing.as_mut().filter(|p| p.epoch == epoch) else { return };
+            p.left = p.left.saturating_sub(1);
+            if p.result.is_ok() {
+                p.result = result;
+            }
+            if p.left > 0 {
+                return;
+            }
+            preparing.take()
+        };
+        if let Some(p) = ended {
+            (p.done)(p.result);
+        }
+    }
+
+    /// The checkpoint waits no longer: what the disk has not taken is pinned.
+    pub fn settle(&self, epoch: Epoch) {
+        self.secondaries(|machine, out| machine.settle(epoch, out));
+    }
+
+    pub fn commit(&self, epoch: Epoch) {
+        self.secondaries(|machine, out| machine.commit(epoch, out));
+    }
+
+    pub fn abort(&self) {
+        self.preparing.take();
+        self.secondaries(|machine, _| machine.abort());
+    }
+
+    /// Another shard lost originals of epochs through this one.
+    pub fn lose_through(&self, through: Epoch) {
+        self.secondaries(|machine, out| machine.lose_through(through, out));
+    }
+
+    /// Whether every volume has a view to go back to.
+    pub fn has_view(&self) -> bool {
+        let mut all = true;
+        self.secondaries(|machine, _| all &= machine.has_view());
+        all
+    }
+
+    pub fn set_generation(&self, generation: Generation) {
+        self.lanes.set_generation(generation);
+        self.secondaries(|machine, _| machine.set_generation(generation));
+    }
+
+    /// Becomes what the failover promised.
+    pub fn promote(&self, keep: Keep, generation: Generation) -> Result<(), Refusal> {
+        self.lanes.detach_all();
+        self.preparing.take();
+        let mut result = Ok(());
+        self.secondaries(|machine, out| {
+            if let Err(refusal) = machine.promote(keep, generation, out) {
+                result = Err(refusal);
+            }
+        });
+        result
+    }
+
+    /// What the shard holds, added to `usage`.
+    pub fn usage(&self) -> ShardUsage {
+        let mut usage = ShardUsage { sent_bytes: self.lanes.sent_bytes(), ..ShardUsage::default() };
+        for owner in self.owners() {
+            match &*owner.machine.borrow() {
+                Machine::Stopped => {}
+                Machine::Primary(machine) => {
+                    usage.lag_bytes += machine.lag_bytes();
+                    usage.dirty_bytes += machine.dirty().bytes();
+                    usage.in_flight += machine.in_flight();
+                    if let Some(cursor) = machine.copy_cursor() {
+                        *usage.copied_blocks.get_or_insert(0) += cursor;
+                    }
+                }
+                Machine::Secondary(machine) => {
+                    let buffer = machine.maps().usage();
+                    usage.undo_bytes += buffer.undo_bytes;
+                    usage.overlay_bytes += buffer.overlay_bytes;
+                    usage.redo_bytes += buffer.redo_bytes;
+                    usage.bookkeeping_bytes += buffer.bookkeeping_bytes;
+                    usage.dirty_bytes += machine.dirty().bytes();
+                    usage.in_flight += machine.in_flight();
+                }
+            }
+        }
+        usage
+    }
+}
+
+impl TimerHandler for Shard {
+    fn timer_fired(self: Rc<Self>, _tag: u64) {
+        for owner in self.owners() {
+            owner.feed();
+            owner.secondary(|machine, out| {
+                machine.tick(out);
+                machine.maps_mut().recycle();
+            });
+        }
+        self.arm();
+    }
+}
