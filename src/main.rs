@@ -4,6 +4,7 @@ use clap::builder::TypedValueParser;
 use clap::{Parser, Subcommand};
 use lockstep::control::client::{Client, DEFAULT_SOCKET};
 use lockstep::control::serve::{self, Options};
+use lockstep::control::status::NodeStatus;
 use lockstep::env::CoreList;
 use lockstep::reactor::IdleMode;
 use std::error::Error;
@@ -44,6 +45,15 @@ enum Command {
         #[arg(long)]
         wait_for_rpc: bool,
     },
+    /// Show running nodes: replication groups, epochs, lag, buffers, devices, errors.
+    Status {
+        /// UNIX socket of a node; may be given several times.
+        #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+        socket: Vec<PathBuf>,
+        /// Print everything as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Call a method of a running node and print its result.
     Rpc {
         /// UNIX socket of the node.
@@ -78,6 +88,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 Options { config, socket: rpc_socket, cores, idle, memory_mib: memory, wait_for_rpc };
             Ok(serve::serve(&options)?)
         }
+        Command::Status { socket, json } => status(&socket, json),
         Command::Rpc { socket, method, params } => {
             let params = params
                 .map(|text| serde_json::from_str(&text))
@@ -87,5 +98,18 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             println!("{result:#}");
             Ok(())
         }
+    }
+}
+
+fn status(sockets: &[PathBuf], json: bool) -> Result<(), Box<dyn Error>> {
+    let nodes: Vec<NodeStatus> = sockets.iter().map(|socket| NodeStatus::ask(socket)).collect();
+    if json {
+        println!("{:#}", nodes.iter().map(NodeStatus::to_json).collect::<serde_json::Value>());
+    } else {
+        nodes.iter().for_each(|node| print!("{}", node.to_text()));
+    }
+    match nodes.iter().filter(|node| !node.is_up()).count() {
+        0 => Ok(()),
+        down => Err(format!("{down} of {} nodes did not answer", nodes.len()).into()),
     }
 }

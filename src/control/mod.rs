@@ -11,6 +11,7 @@ pub mod client;
 pub mod error;
 pub mod events;
 pub mod file;
+mod flush;
 pub mod jsonrpc;
 pub mod logging;
 mod methods;
@@ -20,5 +21,6 @@ pub mod registry;
 pub mod saved;
 pub mod serve;
 pub mod server;
+pub mod status;
 
 pub use methods::families;

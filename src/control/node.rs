@@ -9,6 +9,7 @@ use super::methods;
 use super::registry::Registry;
 use crate::bdev::{Registry as Bdevs, RegistryEvent};
 use crate::reactor::ReactorSet;
+use crate::target::nvmf::{Target, TargetError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What methods are told apart by: see [`super::registry::Callable`].
@@ -42,11 +43,12 @@ pub struct Node {
     log: Log,
     reactors: Arc<ReactorSet>,
     bdevs: Arc<Bdevs>,
+    nvmf: Arc<Target>,
 }
 
 impl Node {
     /// A node that has not started.
-    pub fn new(log: Log, reactors: Arc<ReactorSet>) -> Arc<Node> {
+    pub fn new(log: Log, reactors: Arc<ReactorSet>) -> Result<Arc<Node>, TargetError> {
         let (events, bdevs) = (Arc::<Events>::default(), Bdevs::new());
         let history = events.clone();
         // The registry is new, so nobody else observes it.
@@ -57,7 +59,8 @@ impl Node {
             };
             history.post(kind, bdev.name());
         });
-        Arc::new(Node {
+        let nvmf = Target::new(reactors.clone(), bdevs.clone())?;
+        Ok(Arc::new(Node {
             registry: Registry::new(methods::families()),
             life: Mutex::new(Life::Waiting),
             changed: Condvar::new(),
@@ -65,7 +68,8 @@ impl Node {
             log,
             reactors,
             bdevs,
-        })
+            nvmf,
+        }))
     }
 
     /// Its methods.
@@ -91,6 +95,11 @@ impl Node {
     /// Its block devices.
     pub fn bdevs(&self) -> &Arc<Bdevs> {
         &self.bdevs
+    }
+
+    /// Its NVMe-oF target.
+    pub fn nvmf(&self) -> &Arc<Target> {
+        &self.nvmf
     }
 
     fn lock(&self) -> MutexGuard<'_, Life> {
@@ -177,7 +186,7 @@ pub(super) mod tests {
             idle: IdleMode::Interrupt,
             memory_bytes: 64 << 20,
         });
-        Node::new(Log::detached(), reactors.unwrap())
+        Node::new(Log::detached(), reactors.unwrap()).unwrap()
     }
 
     #[test]

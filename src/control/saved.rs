@@ -3,6 +3,7 @@
 //! Dumped from what there is, in the order it was made, so that what a call needs stands before it. A bdev on
 //! top of a replicated volume is listed with the replication groups: loaders go through subsystems in order.
 
+use super::methods;
 use super::node::Node;
 use crate::bdev::QosLimits;
 use serde_json::{Value, json};
@@ -55,7 +56,7 @@ impl Subsystem {
             Subsystem::Replication => {
                 bdevs(node).into_iter().filter(|made| made.late).map(|made| made.call).collect()
             }
-            Subsystem::Nvmf => Vec::new(),
+            Subsystem::Nvmf => methods::dump_nvmf(node.nvmf()),
         };
         without_repeats(calls)
     }

@@ -6,21 +6,27 @@
 //! The end has a deadline: whatever hangs costs [`END_DEADLINE`] and an exit code, never a hang.
 
 use super::file::{self, ConfigError};
+use super::flush;
 use super::logging::Log;
 use super::node::Node;
 use super::server::{BindError, Bound, Server};
 use crate::env::CoreList;
 use crate::reactor::{self, IdleMode, ReactorSet, StartError};
+use crate::target::nvmf::TargetError;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long the whole end may take. Work in flight has [`CALLS_DEADLINE`] of it; the rest is for flushing.
+/// How long the whole end may take: the sum of the deadlines below, and the reactors' own.
 pub const END_DEADLINE: Duration = Duration::from_secs(15);
 /// How long calls that clients wait for may go on after a signal.
 const CALLS_DEADLINE: Duration = Duration::from_secs(3);
+/// How long the commands of connected hosts may take to end.
+const HOSTS_DEADLINE: Duration = Duration::from_secs(4);
+/// How long flushing all devices may take.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 /// SPDK's applications end in order at each of these.
 const END_SIGNALS: [i32; 5] = [SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1];
 
@@ -50,9 +56,15 @@ pub enum ServeError {
     /// The reactors do not start.
     #[error(transparent)]
     Reactors(#[from] StartError),
+    /// The NVMe-oF target does not start.
+    #[error(transparent)]
+    Nvmf(#[from] TargetError),
     /// The configuration cannot be put into effect.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Data that was acknowledged may not survive a power cut.
+    #[error("not flushed at the end: {0}")]
+    NotFlushed(String),
     /// The operating system refuses something that every process gets.
     #[error("cannot {action}: {source}")]
     Io {
@@ -74,7 +86,7 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         idle: options.idle,
         memory_bytes: options.memory_mib << 20,
     })?;
-    let node = Node::new(log, reactors);
+    let node = Node::new(log, reactors)?;
     let server = Server::start(bound, node.clone()).map_err(io("start a thread"))?;
     watch_signals(signals, node.clone()).map_err(io("start a thread"))?;
 
@@ -86,8 +98,8 @@ pub fn serve(options: &Options) -> Result<(), ServeError> {
         tracing::info!(socket = %options.socket.display(), reactors = node.reactors().count(), "serving");
         node.wait_stopping();
     }
-    end(&node, server);
-    outcome
+    let ended = end(&node, server);
+    outcome.and(ended)
 }
 
 fn start(node: &Arc<Node>, options: &Options) -> Result<(), ServeError> {
@@ -116,7 +128,7 @@ fn watch_signals(mut signals: Signals, node: Arc<Node>) -> std::io::Result<()> {
     Ok(())
 }
 
-fn end(node: &Arc<Node>, server: Server) {
+fn end(node: &Arc<Node>, server: Server) -> Result<(), ServeError> {
     node.stopping();
     // If even this thread cannot be had, the end goes on without the deadline.
     let _ = std::thread::Builder::new().name("end-deadline".to_string()).spawn(|| {
@@ -125,6 +137,17 @@ fn end(node: &Arc<Node>, server: Server) {
         std::process::exit(1);
     });
     server.stop(CALLS_DEADLINE);
+    match node.nvmf().shut_down(HOSTS_DEADLINE) {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!("commands of hosts were still in flight after {HOSTS_DEADLINE:?}"),
+        Err(error) => tracing::warn!(%error, "hosts could not be disconnected in order"),
+    }
+    let unflushed = flush::flush_all(node, FLUSH_DEADLINE);
     node.reactors().stop();
     tracing::info!("ended");
+    if unflushed.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> = unflushed.iter().map(|(name, reason)| format!("{name} ({reason})")).collect();
+    Err(ServeError::NotFlushed(named.join(", ")))
 }

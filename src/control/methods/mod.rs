@@ -8,7 +8,10 @@ mod bdevs;
 mod framework;
 mod log;
 mod notify;
+mod nvmf;
 mod reactors;
+
+pub use nvmf::dump as dump_nvmf;
 
 use super::error::RpcError;
 use super::registry::Family;
@@ -22,7 +25,9 @@ pub fn families() -> Vec<Family> {
         reactors::family(),
         bdev_create::family(),
         bdevs::family(),
+        nvmf::family(),
         notify::family(),
+        nvmf::delete_family(),
         bdev_create::delete_family(),
     ]
 }
