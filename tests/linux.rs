@@ -234,7 +234,8 @@ fn discovery_names_every_subsystem_and_connect_all_connects_them() {
     assert!(log.contains(NQN) && log.contains(second.nqn) && log.contains(ADDRESS), "{log}");
     guest.run(&format!(
         "nvme connect-all -t tcp -a {ADDRESS} -s {PORT} || fail connect-all
-        wait_for 10 test -b /dev/nvme0n1; wait_for 10 test -b /dev/nvme1n1
+        both() {{ [ $(ls /dev/nvme*n1 | wc -l) = 2 ]; }}
+        wait_for 10 both
         nvme disconnect-all || fail disconnect-all"
     ));
     node.rpc("nvmf_delete_subsystem", json!({"nqn": second.nqn}));

@@ -31,7 +31,8 @@ fn entry(subtype: u8, nqn: &str, address: &ListenAddress, portid: u16) -> Discov
         AddressFamily::Ipv6 => ADRFAM_IPV6,
     };
     e.subtype = subtype;
-    e.treq = TREQ_NOT_REQUIRED;
+    // Not TREQ_NOT_REQUIRED: nvme-cli 2.4 takes that for an offer of TLS, which Linux 6.1 refuses to try.
+    e.treq = TREQ_NOT_SPECIFIED;
     e.portid = portid.into();
     e.cntlid = crate::nvme::fabrics::CNTLID_DYNAMIC.into();
     e.asqsz = ADMIN_MAX_SQ_SIZE.into();
@@ -59,7 +60,7 @@ pub fn page(view: &View, host: &str, portal: u64, local: SocketAddr) -> Vec<u8> 
     for referral in &view.referrals {
         let subtype = if referral.subnqn == DISCOVERY_NQN { SUBTYPE_REFERRAL } else { SUBTYPE_NVME };
         let mut e = entry(subtype, &referral.subnqn, &referral.address, 0);
-        e.treq = if referral.secure_channel { TREQ_REQUIRED } else { TREQ_NOT_REQUIRED };
+        e.treq = if referral.secure_channel { TREQ_REQUIRED } else { TREQ_NOT_SPECIFIED };
         entries.push(e);
     }
     let mut header = DiscoveryLogHeader::new_zeroed();
