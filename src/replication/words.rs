@@ -28,7 +28,7 @@ impl fmt::Display for Generation {
     }
 }
 
-/// A message's place in one lane (a volume on a data connection), counted from 1 without gaps; 0 is "none yet".
+/// A message's place in one data connection, counted from 1 without gaps; 0 is "none yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);
 

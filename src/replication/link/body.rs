@@ -98,7 +98,7 @@ impl HelloBody {
     }
 }
 
-/// What became of `count` messages of one volume from `first` on.
+/// What became of `count` messages from `first` on, all of one volume unless they are only received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AckEntry {
     pub volume: u16,
@@ -136,12 +136,11 @@ impl AckEntry {
     }
 }
 
-/// The last sequence of an epoch on one lane.
+/// The last sequence of an epoch on one data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastSequence {
     pub primary_reactor: u16,
     pub secondary_reactor: u16,
-    pub volume: u16,
     pub sequence: Sequence,
 }
 
@@ -152,8 +151,7 @@ impl LastSequence {
             let raw = RawLastSequence {
                 primary_reactor: U16::new(last.primary_reactor),
                 secondary_reactor: U16::new(last.secondary_reactor),
-                volume: U16::new(last.volume),
-                reserved: U16::new(0),
+                reserved: U32::new(0),
                 sequence: U64::new(last.sequence.0),
             };
             bytes.extend_from_slice(raw.as_bytes());
@@ -168,7 +166,6 @@ impl LastSequence {
         let entry = |last: &RawLastSequence| LastSequence {
             primary_reactor: last.primary_reactor.get(),
             secondary_reactor: last.secondary_reactor.get(),
-            volume: last.volume.get(),
             sequence: Sequence(last.sequence.get()),
         };
         Ok(raw.iter().map(entry).collect())

@@ -105,7 +105,7 @@ codes! {
 }
 
 codes! {
-    /// How a checkpoint step, or a synchronisation, ended on the secondary.
+    /// How a step of a checkpoint ended on the secondary.
     Outcome {
         Ok = 0,
         /// Not within the deadline.
@@ -118,12 +118,8 @@ codes! {
         Unrecoverable = 4,
         /// The record that makes a commit durable could not be written.
         MetadataError = 5,
-        /// The disk buffer is full.
-        BufferFull = 6,
-        /// Not all writes of the epoch are there.
-        Incomplete = 7,
         /// The group has another state: stopping, promoted, synchronising.
-        NotRunning = 8,
+        NotRunning = 6,
     }
 }
 
@@ -132,7 +128,7 @@ codes! {
     AckStatus {
         /// On the secondary's disk.
         Applied = 0,
-        /// In the secondary's memory, and with them everything of the lane before them.
+        /// In the secondary's memory, and with them everything of the connection before them.
         Received = 1,
         WriteError = 2,
         /// The original could not be read, so the write was not applied.
@@ -250,8 +246,8 @@ pub enum Message {
     Committed { generation: Generation, epoch: Epoch, outcome: Outcome },
     Abort { generation: Generation, epoch: Epoch },
     Aborted { generation: Generation, epoch: Epoch, outcome: Outcome },
-    SyncBegin { generation: Generation, epoch: Epoch, volume: u16, bytes: u64 },
-    SyncEnd { generation: Generation, epoch: Epoch, volume: u16, bytes: u64, outcome: Outcome },
+    Begin { generation: Generation, epoch: Epoch, full: bool },
+    SyncEnd { generation: Generation, epoch: Epoch },
 }
 
 /// A parsed header.
@@ -283,7 +279,7 @@ impl Message {
             Message::Committed { .. } => kind::COMMITTED,
             Message::Abort { .. } => kind::ABORT,
             Message::Aborted { .. } => kind::ABORTED,
-            Message::SyncBegin { .. } => kind::SYNC_BEGIN,
+            Message::Begin { .. } => kind::BEGIN,
             Message::SyncEnd { .. } => kind::SYNC_END,
         }
     }
@@ -389,12 +385,10 @@ impl Message {
             }
             Message::Commit { generation, epoch }
             | Message::Abort { generation, epoch }
+            | Message::SyncEnd { generation, epoch }
             | Message::Bye { generation, epoch } => zerocopy::transmute!(checkpoint(generation, epoch, 0)),
-            Message::SyncBegin { generation, epoch, volume, bytes } => {
-                zerocopy::transmute!(synchronisation(generation, epoch, volume, bytes, 0))
-            }
-            Message::SyncEnd { generation, epoch, volume, bytes, outcome } => {
-                zerocopy::transmute!(synchronisation(generation, epoch, volume, bytes, outcome.code()))
+            Message::Begin { generation, epoch, full } => {
+                zerocopy::transmute!(checkpoint(generation, epoch, u16::from(full)))
             }
         }
     }
@@ -407,24 +401,8 @@ fn checkpoint(generation: Generation, epoch: Epoch, code: u16) -> RawCheckpoint 
         timeout_ms: U32::new(0),
         code: U16::new(code),
         entries: U16::new(0),
-        volume: U16::new(0),
-        reserved: [0; 6],
-        value: U64::new(0),
-        reserved2: [0; 8],
+        reserved: [0; 24],
     }
-}
-
-fn synchronisation(
-    generation: Generation,
-    epoch: Epoch,
-    volume: u16,
-    bytes: u64,
-    code: u16,
-) -> RawCheckpoint {
-    let mut raw = checkpoint(generation, epoch, code);
-    raw.volume = U16::new(volume);
-    raw.value = U64::new(bytes);
-    raw
 }
 
 fn header_crc(raw: &RawHeader) -> u32 {
@@ -565,22 +543,23 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 _ => Message::Aborted { generation, epoch, outcome },
             }
         }
-        kind::COMMIT | kind::ABORT | kind::BYE => {
+        kind::COMMIT | kind::ABORT | kind::SYNC_END | kind::BYE => {
             let (generation, epoch, _) = step();
             match kind {
                 kind::COMMIT => Message::Commit { generation, epoch },
                 kind::ABORT => Message::Abort { generation, epoch },
+                kind::SYNC_END => Message::SyncEnd { generation, epoch },
                 _ => Message::Bye { generation, epoch },
             }
         }
-        kind::SYNC_BEGIN | kind::SYNC_END => {
+        kind::BEGIN => {
             let (generation, epoch, b) = step();
-            let (volume, bytes) = (b.volume.get(), b.value.get());
-            if kind == kind::SYNC_BEGIN {
-                Message::SyncBegin { generation, epoch, volume, bytes }
-            } else {
-                Message::SyncEnd { generation, epoch, volume, bytes, outcome: outcome(b.code.get())? }
-            }
+            let full = match b.code.get() {
+                0 => false,
+                1 => true,
+                code => return Err(WireError::Code { kind, code }),
+            };
+            Message::Begin { generation, epoch, full }
         }
         other => return Err(WireError::Kind(other)),
     })

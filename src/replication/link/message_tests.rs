@@ -83,14 +83,15 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
     };
     let hello_len = |h: &Hello| 112 + u32::from(h.volumes) * 96;
     let step =
-        (ids(), code(Outcome::ALL), 0..7u8).prop_map(|((generation, epoch), outcome, which)| match which {
+        (ids(), code(Outcome::ALL), 0..8u8).prop_map(|((generation, epoch), outcome, which)| match which {
             0 => Message::Prepared { generation, epoch, outcome },
             1 => Message::Commit { generation, epoch },
             2 => Message::Committed { generation, epoch, outcome },
             3 => Message::Abort { generation, epoch },
             4 => Message::Aborted { generation, epoch, outcome },
             5 => Message::Bye { generation, epoch },
-            _ => Message::SyncEnd { generation, epoch, outcome, volume: 3, bytes: epoch.0 },
+            6 => Message::SyncEnd { generation, epoch },
+            _ => Message::Begin { generation, epoch, full: epoch.0 % 2 == 0 },
         });
     prop_oneof![
         write().prop_map(|m| match m {
@@ -110,9 +111,6 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
         acks.prop_map(|a| (Message::Acks(a), u32::from(a.entries) * 16)),
         (ids(), any::<u32>(), 0..=LANES_MAX).prop_map(|((generation, epoch), timeout_ms, lanes)| {
             (Message::Prepare { generation, epoch, timeout_ms, lanes }, u32::from(lanes) * 16)
-        }),
-        (ids(), any::<u16>(), any::<u64>()).prop_map(|((generation, epoch), volume, bytes)| {
-            (Message::SyncBegin { generation, epoch, volume, bytes }, 0)
         }),
         step.prop_map(|m| (m, 0)),
     ]
@@ -233,6 +231,6 @@ fn ack_entries_survive_the_wire() {
 
 #[test]
 fn last_sequences_survive_the_wire() {
-    let list = [LastSequence { primary_reactor: 1, secondary_reactor: 0, volume: 5, sequence: Sequence(99) }];
+    let list = [LastSequence { primary_reactor: 1, secondary_reactor: 0, sequence: Sequence(99) }];
     assert_eq!(LastSequence::parse_all(&LastSequence::encode_all(&list)).expect("whole"), list);
 }

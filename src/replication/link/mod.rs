@@ -2,12 +2,13 @@
 //!
 //! `wire` (layout), `message` (meaning of a header) and `body` (payloads of control messages) are the format, pure,
 //! drawn byte by byte in `docs/link-protocol.md`. `connection` carries messages over one TCP connection on one reactor
-//! (`send` and `receive` are its halves), `connector` and `listener` make connections. What the messages mean to a
-//! group is not known here.
+//! (`send` and `receive` are its halves), `connector` and `listener` make connections, `control` translates for the
+//! group machines.
 
 mod body;
 mod connection;
 mod connector;
+mod control;
 mod listener;
 mod message;
 mod receive;
@@ -19,6 +20,7 @@ pub mod wire;
 pub use body::{AckEntry, HelloBody, LastSequence, VolumeIdentity, printable, refusal_text};
 pub use connection::{CloseReason, Connection, LinkOwner};
 pub use connector::{Attempt, Backoff, ConnectError, ConnectOwner, connect};
+pub use control::{encode_control, parse_control};
 pub use listener::{AcceptOwner, FirstMessage, HANDSHAKE_DEADLINE, Incoming, ListenError, Listener};
 pub use message::{
     AckStatus, Acks, DataHello, Header, Heartbeat, Hello, LinkRole, Message, Ordered, Outcome, RefusalCode,

@@ -32,7 +32,7 @@ pub const VOLUMES_MAX: u16 = 128;
 pub const NAME_BYTES_MAX: usize = 63;
 /// Reactors of a node, so also the data connections of one reactor.
 pub const REACTORS_MAX: u16 = 256;
-/// Sequences of a Prepare, one a lane: 128 volumes over 64 pairs of reactors, 128 KiB.
+/// Sequences of a Prepare, one a data connection: 64 reactors with 128, 128 KiB.
 pub const LANES_MAX: u16 = 8192;
 
 /// Message types. Numbers are never used again.
@@ -54,7 +54,7 @@ pub mod kind {
     pub const COMMITTED: u8 = 0x23;
     pub const ABORT: u8 = 0x24;
     pub const ABORTED: u8 = 0x25;
-    pub const SYNC_BEGIN: u8 = 0x30;
+    pub const BEGIN: u8 = 0x30;
     pub const SYNC_END: u8 = 0x31;
     pub const RESIZE: u8 = 0x32;
 }
@@ -128,7 +128,7 @@ pub struct RawAcks {
     pub reserved: [u8; 14],
 }
 
-/// Payload entry of Acks: `count` messages of one volume, from sequence `first` on.
+/// Payload entry of Acks: `count` messages from sequence `first` on.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawAckEntry {
@@ -138,7 +138,7 @@ pub struct RawAckEntry {
     pub volume: U16,
 }
 
-/// Body of Prepare, Prepared, Commit, Committed, Abort, Aborted, SyncBegin, SyncEnd, Bye.
+/// Body of Begin, Prepare, Prepared, Commit, Committed, Abort, Aborted, SyncEnd, Bye.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawCheckpoint {
@@ -146,25 +146,20 @@ pub struct RawCheckpoint {
     pub epoch: U64,
     /// Prepare: milliseconds that the primary will wait.
     pub timeout_ms: U32,
+    /// Prepared, Committed, Aborted: the outcome. Begin: 1 for a session that starts with a full synchronisation.
     pub code: U16,
     /// Prepare: sequences in the payload.
     pub entries: U16,
-    /// SyncBegin, SyncEnd: which volume.
-    pub volume: U16,
-    pub reserved: [u8; 6],
-    /// SyncBegin: bytes to copy. SyncEnd: bytes copied.
-    pub value: U64,
-    pub reserved2: [u8; 8],
+    pub reserved: [u8; 24],
 }
 
-/// Payload entry of Prepare: the last sequence of the epoch on one lane (a volume on a data connection).
+/// Payload entry of Prepare: the last sequence of the epoch on one data connection.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawLastSequence {
     pub primary_reactor: U16,
     pub secondary_reactor: U16,
-    pub volume: U16,
-    pub reserved: U16,
+    pub reserved: U32,
     pub sequence: U64,
 }
 
@@ -256,7 +251,7 @@ const _: () = {
     assert!(size_of::<RawOrdered>() == BODY_BYTES && offset_of!(RawOrdered, volume) == 32);
     assert!(size_of::<RawAcks>() == BODY_BYTES && offset_of!(RawAcks, entries) == 32);
     assert!(size_of::<RawAckEntry>() == 16);
-    assert!(size_of::<RawCheckpoint>() == BODY_BYTES && offset_of!(RawCheckpoint, value) == 32);
+    assert!(size_of::<RawCheckpoint>() == BODY_BYTES && offset_of!(RawCheckpoint, entries) == 22);
     assert!(size_of::<RawLastSequence>() == 16);
     assert!(size_of::<RawHeartbeat>() == BODY_BYTES && size_of::<RawRefusal>() == BODY_BYTES);
     assert!(size_of::<RawHello>() == BODY_BYTES && offset_of!(RawHello, generation) == 16);
