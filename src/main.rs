@@ -1,5 +1,7 @@
 //! The command line of a node and of its operator.
 
+mod quickstart;
+
 use clap::builder::TypedValueParser;
 use clap::{Parser, Subcommand};
 use lockstep::control::client::{Client, DEFAULT_SOCKET};
@@ -54,6 +56,16 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Show a pair of nodes on loopback that keep a RAM disk in step; Ctrl-C ends it.
+    Quickstart {
+        /// Wait for nobody: load, checkpoints, failovers in each way, verified byte for byte, and a report.
+        #[arg(long)]
+        once: bool,
+        /// Size of the volume, MiB.
+        #[arg(long, value_name = "MiB", default_value_t = quickstart::DEFAULT_SIZE_MIB,
+              value_parser = clap::value_parser!(u64).range(8..=1 << 14))]
+        size: u64,
+    },
     /// Call a method of a running node and print its result.
     Rpc {
         /// UNIX socket of the node.
@@ -89,6 +101,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             Ok(serve::serve(&options)?)
         }
         Command::Status { socket, json } => status(&socket, json),
+        Command::Quickstart { once, size } => Ok(quickstart::run(once, size)?),
         Command::Rpc { socket, method, params } => {
             let params = params
                 .map(|text| serde_json::from_str(&text))

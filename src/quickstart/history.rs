@@ -10,8 +10,8 @@ pub type Instant = u64;
 
 #[derive(Debug, Clone, Copy)]
 struct Write {
+    /// Also the instant of its submission.
     version: Version,
-    submitted: Instant,
     /// `Instant::MAX` while it is in flight, or if it never was acknowledged.
     acked: Instant,
 }
@@ -38,7 +38,7 @@ impl History {
     /// A write begins; gives its version.
     pub fn submit(&mut self, block: usize) -> Version {
         self.clock += 1;
-        self.blocks[block].push(Write { version: self.clock, submitted: self.clock, acked: Instant::MAX });
+        self.blocks[block].push(Write { version: self.clock, acked: Instant::MAX });
         self.clock
     }
 

@@ -1,5 +1,7 @@
 //! The load: random 4 KiB writes at a fixed depth through one bdev, every write stamped and remembered; and the
 //! reader that takes an image of a volume.
+//!
+//! The history is behind a mutex that only this reactor takes for long, and others for moments: a load may wait.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -34,7 +36,6 @@ pub struct Progress {
 
 /// A running load.
 pub struct Load {
-    pub history: Arc<Mutex<History>>,
     progress: Arc<Mutex<Progress>>,
     stop: Arc<Mutex<bool>>,
 }
@@ -121,9 +122,12 @@ impl IoOwner for Writer {
 
 impl Load {
     /// Starts the load on reactor 0.
-    pub fn start(reactors: &ReactorSet, bdev: &Arc<Bdev>, history: Arc<Mutex<History>>) -> Result<Load, String> {
+    pub fn start(
+        reactors: &ReactorSet,
+        bdev: &Arc<Bdev>,
+        history: Arc<Mutex<History>>,
+    ) -> Result<Load, String> {
         let load = Load {
-            history: history.clone(),
             progress: Arc::new(Mutex::new(Progress { running: true, ..Progress::default() })),
             stop: Arc::default(),
         };

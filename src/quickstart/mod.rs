@@ -9,11 +9,12 @@ mod once;
 mod pair;
 mod stamp;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lockstep::bdev::{Bdev, Registry, nvme};
+use lockstep::bdev::{Bdev, BdevError, Registry, nvme};
 use lockstep::env::CoreList;
 use lockstep::reactor::{Config, IdleMode, ReactorSet};
 
@@ -41,8 +42,13 @@ fn run_once(directory: &Directory, size_mib: u64) -> Result<(), String> {
     let cores = CoreList::available().first(1);
     let config = Config { cores, idle: IdleMode::Adaptive, memory_bytes: BUFFER_BYTES };
     let reactors = ReactorSet::start(&config).map_err(|e| e.to_string())?;
-    let host = nvme::Host::new(Registry::new(), reactors.clone());
-    once::run(&reactors, &host, &directory.0, size_mib)
+    let registry = Registry::new();
+    let nvme =
+        nvme::NvmeHost::new(registry.clone(), reactors.clone()).map_err(|e| format!("NVMe host: {e}"))?;
+    let host = Host { registry, nvme, reactors };
+    let outcome = once::run(&host, &directory.0, size_mib);
+    host.nvme.stop();
+    outcome
 }
 
 fn run_live(directory: &Directory, size_mib: u64, interrupted: &AtomicBool) -> Result<(), String> {
@@ -70,7 +76,8 @@ fn run_live(directory: &Directory, size_mib: u64, interrupted: &AtomicBool) -> R
                 g["state"].as_str().unwrap_or("?"),
                 g["epoch"],
                 g["lag_bytes"],
-                g["buffer"]["undo_bytes"].as_u64().unwrap_or(0) + g["buffer"]["overlay_bytes"].as_u64().unwrap_or(0),
+                g["buffer"]["undo_bytes"].as_u64().unwrap_or(0)
+                    + g["buffer"]["overlay_bytes"].as_u64().unwrap_or(0),
             ),
             Err(_) => format!("{} is gone", node.name),
         };
@@ -90,12 +97,38 @@ fn run_live(directory: &Directory, size_mib: u64, interrupted: &AtomicBool) -> R
     Ok(())
 }
 
-/// Attaches the first namespace of a subsystem on loopback.
-fn attach(host: &nvme::Host, name: &str, nqn: &str, port: u16) -> Result<Arc<Bdev>, String> {
-    let options = nvme::AttachOptions::loopback(name, nqn, port);
-    let names = host.attach(options).map_err(|e| format!("cannot attach {nqn}: {e}"))?;
-    let first = names.first().ok_or_else(|| format!("{nqn} has no namespace"))?;
-    host.registry().get(first).map_err(|e| e.to_string())
+/// This process as an initiator.
+struct Host {
+    registry: Arc<Registry>,
+    nvme: nvme::NvmeHost,
+    reactors: Arc<ReactorSet>,
+}
+
+/// The first namespace of a subsystem, as a bdev of this process.
+struct Attached {
+    name: String,
+    bdev: Arc<Bdev>,
+}
+
+impl Host {
+    fn attach(&self, name: &str, nqn: &str, port: u16) -> Result<Attached, String> {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut options = nvme::ControllerOptions::new(name, address, nqn);
+        // A node that is killed is gone: what is in flight is to end.
+        options.loss_timeout = Some(Duration::ZERO);
+        let names = self.nvme.attach(options).map_err(|e| format!("cannot attach {nqn}: {e}"))?;
+        let first = names.first().ok_or_else(|| format!("{nqn} has no namespace"))?;
+        let bdev = self.registry.get(first).map_err(|e| e.to_string())?;
+        Ok(Attached { name: name.to_string(), bdev })
+    }
+
+    fn detach(&self, attached: Attached) -> Result<(), String> {
+        match self.nvme.detach(&attached.name) {
+            // Given up already, because its node was killed.
+            Ok(()) | Err(BdevError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// A directory of this run, removed at its end.

@@ -4,14 +4,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use lockstep::bdev::{Bdev, nvme};
-use lockstep::reactor::ReactorSet;
+use lockstep::bdev::Bdev;
 use serde_json::json;
 
 use super::history::{History, Image};
 use super::load::{self, Load, lock};
 use super::pair::{GROUP, Node, Pair, VIEW_NQN, VOLUME_NQN};
 use super::stamp::BLOCK_BYTES;
+use super::{Attached, Host};
 
 /// Checkpoints under load in the first story, each verified.
 const CHECKPOINTS: usize = 20;
@@ -39,22 +39,18 @@ struct Figures {
     failovers: Vec<(&'static str, u64)>,
 }
 
-/// A volume of a node, seen through the NVMe/TCP host.
-struct Attached {
-    name: String,
-    bdev: Arc<Bdev>,
-}
-
 /// Runs the three stories; `Err` names what did not hold.
-pub fn run(reactors: &Arc<ReactorSet>, host: &nvme::Host, directory: &Path, size_mib: u64) -> Result<(), String> {
+pub fn run(host: &Host, directory: &Path, size_mib: u64) -> Result<(), String> {
     let mut figures = Figures::default();
     for (keep, checkpoints) in
         [("latest", CHECKPOINTS), ("checkpoint", FEWER_CHECKPOINTS), ("overlay", FEWER_CHECKPOINTS)]
     {
         let directory = directory.join(keep);
         std::fs::create_dir(&directory).map_err(|e| format!("cannot make {}: {e}", directory.display()))?;
-        println!("keep `{keep}`: two nodes, RAM disks of {size_mib} MiB, {checkpoints} checkpoints under load");
-        Story { reactors, host, keep, figures: &mut figures }
+        println!(
+            "keep `{keep}`: two nodes, RAM disks of {size_mib} MiB, {checkpoints} checkpoints under load"
+        );
+        Story { host, keep, figures: &mut figures }
             .tell(&directory, size_mib, checkpoints)
             .map_err(|e| format!("failover with keep `{keep}`: {e}"))?;
     }
@@ -63,25 +59,18 @@ pub fn run(reactors: &Arc<ReactorSet>, host: &nvme::Host, directory: &Path, size
 }
 
 struct Story<'a> {
-    reactors: &'a Arc<ReactorSet>,
-    host: &'a nvme::Host,
+    host: &'a Host,
     keep: &'static str,
     figures: &'a mut Figures,
 }
 
 impl Story<'_> {
     fn attach(&self, name: &str, node: &Node, nqn: &str) -> Result<Attached, String> {
-        let name = format!("{name}-{}", self.keep);
-        let bdev = super::attach(self.host, &name, nqn, node.port)?;
-        Ok(Attached { name, bdev })
-    }
-
-    fn detach(&self, attached: Attached) -> Result<(), String> {
-        self.host.detach(&attached.name).map_err(|e| e.to_string())
+        self.host.attach(&format!("{name}-{}", self.keep), nqn, node.port)
     }
 
     fn image(&mut self, bdev: &Arc<Bdev>) -> Result<Image, String> {
-        let image = load::take_image(self.reactors, bdev)?;
+        let image = load::take_image(&self.host.reactors, bdev)?;
         self.figures.blocks_compared += image.len();
         Ok(image)
     }
@@ -93,7 +82,7 @@ impl Story<'_> {
         let blocks = volume.bdev.size_bytes() as usize / BLOCK_BYTES;
         let history = Arc::new(Mutex::new(History::new(blocks)));
         let started = Instant::now();
-        let load = Load::start(self.reactors, &volume.bdev, history.clone())?;
+        let load = Load::start(&self.host.reactors, &volume.bdev, history.clone())?;
         let mut at_checkpoint = vec![0; blocks];
         for number in 1..=checkpoints {
             std::thread::sleep(BETWEEN);
@@ -106,7 +95,7 @@ impl Story<'_> {
         let acked_before = lock(&history).now();
         pair.primary.kill();
         load.stop();
-        self.detach(volume)?;
+        self.host.detach(volume)?;
         let progress = load.wait(Duration::from_secs(10))?;
         self.figures.seconds += started.elapsed().as_secs_f64();
         self.figures.writes += lock(&history).acked();
@@ -115,26 +104,30 @@ impl Story<'_> {
             return Err(format!("no write was acknowledged: {:?}", progress.errors));
         }
 
-        let result = pair.secondary.call("replication_failover", json!({"group": GROUP, "keep": self.keep}))?;
+        let result =
+            pair.secondary.call("replication_failover", json!({"group": GROUP, "keep": self.keep}))?;
         self.figures.failovers.push((self.keep, result["writable_after_us"].as_u64().unwrap_or(0)));
         let survivor = self.attach("survivor", &pair.secondary, VOLUME_NQN)?;
         self.judge(&survivor.bdev, &history, acked_before, &at_checkpoint, &expected_view)?;
         // It is a primary now: it takes writes, and what the buffer held drains meanwhile without changing the view.
         let own = vec![(0, VIEW_VERSIONS * 2), (blocks as u64 - 1, VIEW_VERSIONS * 2 + 1)];
-        load::write_blocks(self.reactors, &survivor.bdev, own)?;
+        load::write_blocks(&self.host.reactors, &survivor.bdev, own)?;
         self.wait_for_flush(&pair.secondary)?;
         let image = self.image(&survivor.bdev)?;
         if image[0] != VIEW_VERSIONS * 2 || image[blocks - 1] != VIEW_VERSIONS * 2 + 1 {
             return Err("writes after the failover are not on the volume".to_string());
         }
-        self.detach(survivor)?;
-        self.detach(view)?;
+        self.host.detach(survivor)?;
+        self.host.detach(view)?;
         pair.secondary.end()
     }
 
     /// One checkpoint under load, and the secondary's view compared with the volume at the cut.
     fn checkpoint(
-        &mut self, pair: &Pair, view: &Arc<Bdev>, history: &Arc<Mutex<History>>,
+        &mut self,
+        pair: &Pair,
+        view: &Arc<Bdev>,
+        history: &Arc<Mutex<History>>,
     ) -> Result<Image, String> {
         let from = lock(history).now();
         let result = pair.primary.call(
@@ -158,14 +151,18 @@ impl Story<'_> {
         for &(block, version) in writes.iter().rev() {
             expected[block as usize] = version;
         }
-        load::write_blocks(self.reactors, view, writes)?;
+        load::write_blocks(&self.host.reactors, view, writes)?;
         let image = self.image(view)?;
         differences(&image, &expected).map_err(|e| format!("the secondary VM's view: {e}"))?;
         Ok(expected)
     }
 
     fn judge(
-        &mut self, survivor: &Arc<Bdev>, history: &Arc<Mutex<History>>, acked_before: u64, at_checkpoint: &Image,
+        &mut self,
+        survivor: &Arc<Bdev>,
+        history: &Arc<Mutex<History>>,
+        acked_before: u64,
+        at_checkpoint: &Image,
         expected_view: &Image,
     ) -> Result<(), String> {
         let image = self.image(survivor)?;
@@ -187,7 +184,10 @@ impl Story<'_> {
         let end = Instant::now() + FLUSH_DEADLINE;
         loop {
             let group = node.group()?;
-            let held = ["undo_bytes", "overlay_bytes"].iter().filter_map(|k| group["buffer"][k].as_u64()).sum::<u64>();
+            let held = ["undo_bytes", "overlay_bytes"]
+                .iter()
+                .filter_map(|k| group["buffer"][k].as_u64())
+                .sum::<u64>();
             if held == 0 {
                 return Ok(());
             }
@@ -233,6 +233,8 @@ fn report(figures: &mut Figures) {
     );
     println!("  {} blocks compared byte for byte", figures.blocks_compared);
     for (keep, us) in &figures.failovers {
-        println!("  primary killed under load, failover with keep `{keep}`: writable after {us} µs, content exact");
+        println!(
+            "  primary killed under load, failover with keep `{keep}`: writable after {us} µs, content exact"
+        );
     }
 }
