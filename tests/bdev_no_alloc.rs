@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use lockstep::bdev::uring::{self, Dialect, UringOptions};
 use lockstep::bdev::{Bdev, BdevOptions, Channel, Io, IoOwner, Op, null, passthru, ram};
 use lockstep::env::{Buf, CoreList};
 use lockstep::reactor::{self, Config, IdleMode, ReactorSet, Reply};
@@ -124,7 +125,8 @@ fn run(set: &ReactorSet, bdev: Arc<Bdev>, count: u64) -> Outcome {
 #[test]
 fn no_io_allocates_anything_in_the_layer() {
     let cores = CoreList::available().first(1);
-    let set = ReactorSet::start(&Config { cores, idle: IdleMode::Spin, memory_bytes: 64 << 20 }).expect("set");
+    let set =
+        ReactorSet::start(&Config { cores, idle: IdleMode::Spin, memory_bytes: 64 << 20 }).expect("set");
     let measured = std::env::var("LOCKSTEP_BDEV_IOS").ok().and_then(|n| n.parse().ok()).unwrap_or(MEASURED);
     let limited = null::create(options("limited")).expect("null");
     // Above the limit I/Os wait: that does not allocate either.
@@ -132,11 +134,23 @@ fn no_io_allocates_anything_in_the_layer() {
     let timed = null::create(options("timed")).expect("null");
     timed.enable_histogram(&Default::default()).expect("histogram");
     let base = null::create(options("base")).expect("null");
+    let file = tempfile::NamedTempFile::new().expect("file");
+    file.as_file().set_len(4096 * 1000).expect("length");
+    let file = uring::create(UringOptions {
+        name: "file".to_string(),
+        aliases: Vec::new(),
+        uuid: uuid::Uuid::new_v4(),
+        filename: file.path().to_string_lossy().to_string(),
+        block_size: Some(4096),
+        read_only: false,
+        dialect: Dialect::Uring,
+    });
     let devices = [
         null::create(options("null")).expect("null"),
         ram::create(options("ram")).expect("ram"),
         limited,
         timed,
+        file.expect("file"),
         passthru::create("passthru", uuid::Uuid::new_v4(), &base).expect("passthru"),
     ];
     for bdev in devices {

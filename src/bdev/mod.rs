@@ -24,6 +24,8 @@ mod flight;
 mod histogram;
 mod io;
 mod lifecycle;
+#[cfg(test)]
+mod model_tests;
 pub mod null;
 pub mod nvme;
 pub mod passthru;

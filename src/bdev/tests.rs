@@ -323,6 +323,31 @@ fn a_compare_and_write_waits_for_older_writes_and_holds_newer_ones_back() {
 }
 
 #[test]
+fn a_compare_and_write_waits_for_older_writes_of_other_reactors() {
+    let set = reactors(2);
+    let (disk, started) = stuck("S", false);
+    let other = set.count() - 1;
+    let older = start(&set, other, &disk, vec![Req::write(4, 4, BLOCK, 0)]);
+    let caw = Req { compare: vec![0; 512], data: vec![1; 512], ..Req::new(Op::CompareAndWrite, 5, 1) };
+    let mut running = start(&set, 0, &disk, vec![caw]);
+    assert_eq!(running.next_within(Duration::from_millis(50)), None);
+    assert_eq!(*started.lock().expect("started"), [4], "the comparison has not begun");
+    let newer = start(&set, other, &disk, vec![Req::write(5, 1, BLOCK, 2)]);
+    assert_eq!(unstick(&set, other, 1), 1);
+    assert_eq!(older.rest()[0].result, Ok(()));
+    let begin = Instant::now();
+    while started.lock().expect("started").len() < 2 && begin.elapsed() < SOON {}
+    // The comparison reads zeroes here, the write follows.
+    while running.next_within(Duration::from_millis(5)).is_none() && begin.elapsed() < SOON {
+        unstick(&set, 0, 1);
+    }
+    let begin = Instant::now();
+    while started.lock().expect("started").len() < 4 && begin.elapsed() < SOON {}
+    assert_eq!(unstick(&set, other, 1), 1, "the newer write went on after the lock");
+    assert_eq!(newer.rest()[0].result, Ok(()));
+}
+
+#[test]
 fn a_device_without_zeroes_compare_or_unmap_gets_them_from_the_layer() {
     let set = reactors(1);
     let plain = Bdev::new(options("P", 10_000, 512), Box::new(ReadWriteOnly::default())).expect("plain");
