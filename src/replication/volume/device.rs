@@ -114,6 +114,10 @@ impl Device for Volume {
         None
     }
 
+    fn has_roles(&self) -> bool {
+        true
+    }
+
     fn has_write_cache(&self) -> bool {
         self.shared.base.device().has_write_cache()
     }

@@ -36,6 +36,15 @@ pub struct Target {
     this: Weak<Target>,
 }
 
+/// The identity of a secondary's own view: its content differs from the volume's, so a host that sees both must not
+/// take them for one disk. The same every time.
+fn view_uuid(volume: uuid::Uuid) -> uuid::Uuid {
+    let mut bytes = volume.into_bytes();
+    bytes[15] ^= 0x5a;
+    bytes[14] ^= 0xa5;
+    uuid::Uuid::from_bytes(bytes)
+}
+
 impl Target {
     /// Makes the target and its group on every reactor. One target a reactor set.
     pub fn new(reactors: Arc<ReactorSet>, bdevs: Arc<Registry>) -> Result<Arc<Target>, TargetError> {
@@ -171,7 +180,8 @@ impl Target {
             if anagrpid == 0 || anagrpid > max {
                 return Err(TargetError::BadAnaGroup { group: anagrpid, max });
             }
-            let uuid = options.uuid.unwrap_or(bdev.uuid());
+            let is_view = !options.follows_access && bdev.device().has_roles();
+            let uuid = options.uuid.unwrap_or(if is_view { view_uuid(bdev.uuid()) } else { bdev.uuid() });
             let ids = NamespaceIds {
                 eui64: options.eui64.unwrap_or_default(),
                 nguid: options.nguid.unwrap_or(uuid.into_bytes()),
