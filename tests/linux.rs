@@ -6,6 +6,7 @@ use common::export::{ADDRESS, Subsystem, create_transport};
 use common::guest::Guest;
 use common::netns::Namespace;
 use common::node::Node;
+use common::wait_until;
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +21,8 @@ fn network() -> Namespace {
 }
 
 fn node_with_ram_disk(namespace: &Namespace, mib: u64, block_size: u64) -> Node {
-    let node = Node::builder("target").memory_mib(384).namespace(namespace).start();
+    // Two reactors: the queues of one controller live on both.
+    let node = Node::builder("target").cores("0-1").memory_mib(384).namespace(namespace).start();
     node.rpc(
         "bdev_malloc_create",
         json!({"name": "Disk0", "num_blocks": mib * 1024 * 1024 / block_size, "block_size": block_size}),
@@ -281,4 +283,51 @@ fn multipath_follows_ana_states_and_survives_the_loss_of_a_path() {
         [ "$(io_errors)" = 0 ] || fail 'the kernel reports I/O errors'
         "#,
     );
+}
+
+fn controllers(node: &Node) -> usize {
+    let list = node.rpc("nvmf_subsystem_get_controllers", json!({"nqn": NQN}));
+    list.as_array().map_or(0, Vec::len)
+}
+
+#[test]
+fn a_host_that_falls_silent_is_dropped_after_its_keep_alive_timeout_and_may_return() {
+    let network = network();
+    let node = node_with_ram_disk(&network, 64, 512);
+    let mut guest = Guest::builder().namespace(&network).boot();
+    guest.run(&format!(
+        r#"
+        ADDRESS={ADDRESS} connect {PORT} {NQN} --keep-alive-tmo=4 --reconnect-delay=1 --ctrl-loss-tmo=60
+        wait_for 10 test -b /dev/nvme0n1
+        dd if=/dev/urandom of=/tmp/pattern bs=64k count=16 2>/dev/null
+        dd if=/tmp/pattern of=/dev/nvme0n1 bs=64k oflag=direct 2>/dev/null || fail write
+        "#
+    ));
+    std::thread::sleep(Duration::from_secs(6));
+    assert_eq!(controllers(&node), 1, "an idle host keeps itself alive");
+    guest.signal("STOP");
+    wait_until("the silent host is dropped", Duration::from_secs(15), || controllers(&node) == 0);
+    guest.signal("CONT");
+    wait_until("the host is back", Duration::from_secs(30), || controllers(&node) == 1);
+    guest.run(
+        r#"
+        wait_for 20 grep -q live /sys/class/nvme/nvme0/state
+        dd if=/dev/nvme0n1 bs=64k count=16 iflag=direct 2>/dev/null | cmp - /tmp/pattern || fail 'the data differs'
+        "#,
+    );
+}
+
+#[test]
+fn a_host_that_vanishes_in_the_middle_of_its_io_leaves_nothing_behind() {
+    let network = network();
+    let node = node_with_ram_disk(&network, 64, 512);
+    for _ in 0..2 {
+        let mut guest = Guest::builder().namespace(&network).boot();
+        guest.run(&format!("ADDRESS={ADDRESS} connect {PORT} {NQN}; wait_for 10 test -b /dev/nvme0n1"));
+        guest.start("dd if=/dev/zero of=/dev/nvme0n1 bs=1M oflag=direct");
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(controllers(&node), 1);
+        drop(guest);
+        wait_until("its controller is gone", Duration::from_secs(10), || controllers(&node) == 0);
+    }
 }

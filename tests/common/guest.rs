@@ -152,6 +152,12 @@ impl Guest {
         (status.expect("a status line carries a number"), lines.join("\n").trim_end().to_owned())
     }
 
+    /// Sends a signal by name to the machine: `STOP` makes it fall silent without a word to its peers.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(status.is_ok_and(|s| s.success()), "kill -s {name} of the guest");
+    }
+
     fn lines_until(&mut self, prefix: &str, end: Instant) -> Vec<String> {
         let mut seen = Vec::new();
         loop {
