@@ -87,11 +87,10 @@ impl QueueNamespace {
         Ok(blocks << self.block_shift)
     }
 
-    fn supports(&self, op: Op) -> Result<(), Status> {
-        match self.view.bdev.device().supports(op) {
-            true => Ok(()),
-            false => Err(Status::INVALID_OPCODE.dnr()),
-        }
+    /// Whether the device deallocates by itself; the block layer would write zeroes instead, which nobody wants from
+    /// a hint.
+    fn deallocates(&self) -> bool {
+        self.view.bdev.device().supports(Op::Unmap)
     }
 }
 
@@ -130,14 +129,8 @@ impl Queue {
         match opcode {
             IoOpcode::Flush => Ok(Need::Nothing),
             IoOpcode::Read => data(namespace.check_range(entry)?, Need::ToHost),
-            IoOpcode::Write => data(namespace.check_range(entry)?, Need::FromHost),
-            IoOpcode::Compare => {
-                let fused = entry.fuse() == Fuse::First;
-                namespace.supports(if fused { Op::CompareAndWrite } else { Op::Compare })?;
-                data(namespace.check_range(entry)?, Need::FromHost)
-            }
+            IoOpcode::Write | IoOpcode::Compare => data(namespace.check_range(entry)?, Need::FromHost),
             IoOpcode::WriteZeroes => {
-                namespace.supports(Op::WriteZeroes)?;
                 namespace.check_range(entry)?;
                 Ok(Need::Nothing)
             }
@@ -145,7 +138,7 @@ impl Queue {
                 let ranges = u64::from(entry.cdw10.get() & 0xff) + 1;
                 let deallocate = entry.cdw11.get() & DSM_DEALLOCATE != 0;
                 // The other attributes are hints, and deallocation is one where the device cannot do it.
-                if !deallocate || namespace.supports(Op::Unmap).is_err() {
+                if !deallocate || !namespace.deallocates() {
                     return Ok(Need::Nothing);
                 }
                 data(ranges * size_of::<DsmRange>() as u64, Need::FromHost)
