@@ -275,7 +275,7 @@ fn connect_is_refused_with_the_reason() {
         assert_eq!(completion.dw0.get(), dw0);
     };
     refused(command(0, 31), data(0xffff, other, HOST), bad, place(true, 256));
-    refused(command(0, 31), data(0xffff, NQN, "junk"), bad, place(true, 512));
+    refused(command(0, 31), data(0xffff, NQN, "a\nb"), bad, place(true, 512));
     refused(command(0, 31), data(5, NQN, HOST), bad, place(true, 16));
     refused(command(0, 0), data(0xffff, NQN, HOST), bad, place(false, 44));
     refused(command(0, 500), data(0xffff, NQN, HOST), bad, place(false, 44));

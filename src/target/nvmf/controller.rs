@@ -172,6 +172,7 @@ impl Controller {
             self.csts.set_shutdown_complete(false);
             self.reset = None;
             actions.push(Action::StopAwaiting);
+            actions.push(Action::KeepAlive(self.keep_alive()));
         }
         if old.en() && !new.en() {
             self.begin_reset(false, now_ns, &mut actions);
