@@ -107,6 +107,10 @@ impl Arena {
         self.state().regions.get(index as usize).map(|m| (m.base().as_ptr(), m.len()))
     }
 
+    pub fn limit_bytes(&self) -> usize {
+        self.limit_bytes
+    }
+
     pub fn stats(&self) -> ArenaStats {
         let state = self.state();
         ArenaStats {

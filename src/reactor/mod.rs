@@ -20,7 +20,8 @@ pub use message::{CallError, Parcel, Reply};
 pub use ring::{Done, Lane, OpId, RingFile, RingOwner};
 pub use run::{
     Config, Poller, PollerGuard, ReactorSet, StartError, Task, add_poller, alloc, core_index, count,
-    in_reactor, now, schedule, send, send_to_all, sleep_hint, spawn_call, timer_after, timer_cancel,
+    in_reactor, memory_limit, now, schedule, send, send_to_all, sleep_hint, spawn_call, timer_after,
+    timer_cancel,
 };
 pub use stats::{PollerStats, ReactorStats};
 pub use timer::{TimerHandler, TimerId};

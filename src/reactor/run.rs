@@ -149,6 +149,11 @@ pub fn alloc(len: usize) -> Option<Buf> {
     with_local(|l| l.pool.alloc(len))
 }
 
+/// Limit of the set's data-buffer memory, bytes.
+pub fn memory_limit() -> usize {
+    with_local(|l| l.arena.limit_bytes())
+}
+
 /// Runs `task` in the next turn.
 pub fn schedule(task: Rc<dyn Task>) {
     with_local(|l| l.tasks.borrow_mut().push_back(task));

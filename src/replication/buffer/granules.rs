@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::index::Place;
 use super::overlay::Cursor;
-use super::view::{Content, Map};
+use super::view::Content;
 use super::{BufferError, DiskBuffer, Granule};
 use crate::env::Buf;
 use crate::replication::Epoch;
@@ -102,15 +102,5 @@ impl DiskBuffer {
             }
             from = next;
         }
-    }
-
-    /// The next run of granules in memory from `from` on that one write can take to the disk: at most `max_granules`,
-    /// with one source and contiguous in memory.
-    pub fn next_run(&self, from: Granule, max_granules: u32) -> Option<(Range<u64>, Content)> {
-        let first = self.next_buffered(from)?;
-        let last = Granule(first.0 + u64::from(max_granules.max(1)) - 1);
-        let range = self.granule_range(first).start..self.granule_range(last).end;
-        let piece = self.view(range).next().filter(|piece| piece.map != Map::Disk)?;
-        Some((piece.range, piece.content))
     }
 }

@@ -19,14 +19,37 @@ use crate::env::Buf;
 pub trait PageSource {
     /// A contiguous buffer, contents undefined. `None`: no memory now; what is in flight gives some back.
     fn chunk(&self, len: usize) -> Option<Buf>;
+
+    /// A chunk is not needed any more, except perhaps by readers of its pages.
+    fn give_back(&self, chunk: Buf) {
+        drop(chunk);
+    }
 }
 
-/// Pages of the calling reactor's pool.
+thread_local! {
+    /// Bytes of chunks that this reactor's buffers have from its pool.
+    static FROM_POOL: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Pages of the calling reactor's pool, up to half of its share, and of the heap beyond: were the pool empty until the
+/// next commit, nothing could be received that the commit waits for.
 pub struct ReactorPages;
 
 impl PageSource for ReactorPages {
     fn chunk(&self, len: usize) -> Option<Buf> {
-        crate::reactor::alloc(len)
+        let share = crate::reactor::memory_limit() / crate::reactor::count() / 2;
+        let taken = FROM_POOL.get() + len;
+        let pooled = if taken <= share { crate::reactor::alloc(len) } else { None };
+        if pooled.is_some() {
+            FROM_POOL.set(taken);
+        }
+        pooled.or_else(|| Buf::heap(len))
+    }
+
+    fn give_back(&self, chunk: Buf) {
+        if chunk.region().is_some() {
+            FROM_POOL.set(FROM_POOL.get().saturating_sub(chunk.len()));
+        }
     }
 }
 
@@ -106,10 +129,6 @@ impl Layer {
 
     pub(super) fn is_empty(&self) -> bool {
         self.index.is_empty()
-    }
-
-    pub(super) fn granules(&self) -> u64 {
-        self.index.len()
     }
 
     pub(super) fn get(&self, granule: Granule) -> Option<Place> {
@@ -309,9 +328,10 @@ impl Layer {
         }
     }
 
-    /// Gives memory back, at most `budget` chunks and leaves. `true` when nothing is left.
+    /// Gives memory back, at most `budget` times 2 MiB, or as many leaves. `true` when nothing is left.
     pub(super) fn recycle(&mut self, supply: &mut Supply, budget: usize) -> bool {
-        for _ in 0..budget {
+        let largest = self.granule_bytes() << self.chunk_shift;
+        for _ in 0..budget.saturating_mul(UNDO_CHUNK_BYTES / largest) {
             let Some(chunk) = self.chunks.pop() else {
                 self.free = Vec::new();
                 self.regions = Vec::new();
@@ -320,6 +340,7 @@ impl Layer {
             };
             self.chunk_bytes -= chunk.buf.len() as u64;
             supply.quota.give_back(chunk.buf.len() as u64);
+            supply.source.give_back(chunk.buf);
         }
         false
     }

@@ -18,7 +18,7 @@ mod overlay;
 mod quota;
 mod view;
 
-pub use disk_buffer::{BufferUsage, DiskBuffer, Reservation};
+pub use disk_buffer::{BufferUsage, DiskBuffer};
 pub use layer::{OVERLAY_CHUNK_BYTES, PageSource, ReactorPages, UNDO_CHUNK_BYTES};
 pub use overlay::{Fill, OverlayData};
 pub use quota::{Claim, Quota};

@@ -43,18 +43,13 @@ fn preserve(
     buffer: &mut DiskBuffer,
     epoch: Epoch,
     granules: Range<u64>,
-    disk: &[u8],
+    disk: &Buf,
 ) -> Result<(), BufferError> {
-    for run in buffer.absent_runs(epoch, granules)? {
-        let reservation = buffer.reserve(epoch, (run.end - run.start) as u32)?;
-        let start = run.start * buffer.granule_bytes();
-        let end = (run.end * buffer.granule_bytes()).min(disk.len() as u64);
-        let mut at = start as usize;
-        for part in reservation.buffers((end - start) as usize) {
-            part.write_at(0, &disk[at..at + part.len()]);
-            at += part.len();
-        }
-        assert_eq!(u64::from(buffer.preserve(Granule(run.start), reservation)?), run.end - run.start);
+    for granule in granules {
+        let kept = buffer.contains(epoch, Granule(granule));
+        let at = (granule * buffer.granule_bytes()) as usize;
+        let absent = buffer.undo_insert(epoch, Granule(granule), std::slice::from_ref(disk), at)?;
+        assert_eq!(absent, !kept);
     }
     Ok(())
 }
@@ -81,30 +76,28 @@ fn data(list: &[Buf]) -> OverlayData<'_> {
     OverlayData::Bytes { list, from: 0 }
 }
 
-/// Takes everything to the disk in runs, as after a failover.
-fn drain(buffer: &mut DiskBuffer, max_granules: u32, disk: &mut [u8]) {
+/// Takes everything to the disk, as after a failover.
+fn drain(buffer: &mut DiskBuffer, disk: &mut [u8]) {
     let mut from = Granule(0);
-    while let Some((range, content)) = buffer.next_run(from, max_granules) {
-        assert!(range.start >= from.0 * buffer.granule_bytes(), "address order");
-        let granules = buffer.granules(&range);
-        assert!(granules.end - granules.start <= u64::from(max_granules));
+    while let Some(granule) = buffer.next_buffered(from) {
+        assert!(granule >= from, "address order");
+        let range = buffer.granule_range(granule);
         let target = &mut disk[range.start as usize..range.end as usize];
-        match content {
+        match buffer.view_content(granule) {
             Content::Bytes(buf) => buf.read_at(0, target),
             Content::Zeroes => target.fill(0),
-            Content::OnDisk => panic!("a run that is not in memory"),
+            Content::OnDisk => panic!("a granule that is not in memory"),
         }
-        buffer.forget(granules.clone());
-        from = Granule(granules.end);
+        buffer.forget(granule.0..granule.0 + 1);
+        from = Granule(granule.0 + 1);
     }
     assert_eq!(buffer.next_buffered(Granule(0)), None);
-    assert_eq!(buffer.buffered_granules().1, 0);
 }
 
 #[test]
 fn a_checkpoint_drops_both_maps_and_memory_comes_back_in_steps() {
     let mut buffer = buffer_of(4096, 64 * MIB, 64 * MIB);
-    let disk = vec![7; 16 * MIB as usize];
+    let disk = heap(&vec![7; 16 * MIB as usize]);
     buffer.open_epoch(Epoch(1)).expect("first");
     preserve(&mut buffer, Epoch(1), 0..4096, &disk).expect("room");
     buffer.overlay_write(0..MIB, data(&[heap(&vec![9; MIB as usize])]), &[]).expect("room");
@@ -119,7 +112,7 @@ fn a_checkpoint_drops_both_maps_and_memory_comes_back_in_steps() {
     assert!(buffer.contains(Epoch(2), Granule(5)));
     assert!(!buffer.contains(Epoch(1), Granule(5)));
     let mut steps = 1;
-    while !buffer.recycle_step(4) {
+    while !buffer.recycle_step(1) {
         steps += 1;
     }
     assert!(steps > 8, "{steps} steps");
@@ -128,14 +121,12 @@ fn a_checkpoint_drops_both_maps_and_memory_comes_back_in_steps() {
 }
 
 #[test]
-fn a_run_of_originals_is_one_buffer() {
+fn a_run_of_originals_is_read_as_one_buffer() {
     let mut buffer = buffer_of(4096, 64 * MIB, 64 * MIB);
-    buffer.open_epoch(Epoch(1)).expect("first");
-    let mut parts = 0;
-    for _ in 0..128 {
-        parts += buffer.reserve(Epoch(1), 32).expect("room").buffers(128 << 10).len();
-    }
-    assert!(parts <= 128 + 8, "{parts} buffers for 128 runs of 128 KiB");
+    let disk = heap(&vec![7; 16 * MIB as usize]);
+    preserve(&mut buffer, Epoch(1), 0..4096, &disk).expect("room");
+    let pieces: usize = (0..128).map(|at| buffer.view(at << 17..(at + 1) << 17).count()).sum();
+    assert!(pieces <= 128 + 16, "{pieces} pieces for 128 reads of 128 KiB");
 }
 
 #[test]
@@ -159,29 +150,24 @@ fn a_page_in_a_readers_hands_is_not_written() {
 }
 
 #[test]
-fn a_hung_preserve_outlives_its_layer() {
+fn a_page_outlives_its_layer_in_a_readers_hands() {
     let mut buffer = buffer_of(4096, MIB, MIB);
-    buffer.open_epoch(Epoch(1)).expect("first");
-    let reservation = buffer.reserve(Epoch(1), 2).expect("room");
-    let hung = reservation.buffers(8192);
+    preserve(&mut buffer, Epoch(1), 0..1, &heap(&[8; 4096])).expect("room");
+    let Content::Bytes(held) = buffer.view_content(Granule(0)) else { panic!("a page") };
     buffer.drop_through(Epoch(1));
     assert!(buffer.recycle_step(100));
-    hung[0].fill(0, 8192, 0xee);
-    assert_eq!(buffer.preserve(Granule(0), reservation), Err(BufferError::NoLayer(Epoch(1))));
     assert_eq!(buffer.quota().used_bytes(), 0);
+    assert_eq!(bytes(&held), [8; 4096]);
 }
 
 #[test]
 fn the_limit_is_a_clear_error_and_changes_nothing() {
     let mut buffer = buffer_of(4096, 64 * MIB, MIB);
     buffer.open_epoch(Epoch(1)).expect("first");
-    let disk = vec![5; 2 * MIB as usize];
+    let disk = heap(&vec![5; 2 * MIB as usize]);
     let outcome = preserve(&mut buffer, Epoch(1), 0..300, &disk);
     assert_eq!(outcome, Err(BufferError::Full));
-    assert_eq!(buffer.usage().undo_bytes, 0);
-    for granule in 0..256 {
-        preserve(&mut buffer, Epoch(1), granule..granule + 1, &disk).expect("up to the last page");
-    }
+    assert_eq!(buffer.usage().undo_bytes, MIB, "up to the last page");
     assert_eq!(buffer.quota().used_percent(), 100);
     assert!(!buffer.pin(1));
     let write = buffer.overlay_write(0..4096, data(&[heap(&[1; 4096])]), &[]);
@@ -194,8 +180,9 @@ fn an_empty_pool_is_told_apart_from_the_limit() {
     let pages = Rc::new(HeapPages { left: Cell::new(64 << 10) });
     let mut buffer = DiskBuffer::new(4096, MIB, pages, Arc::new(Quota::new(MIB))).expect("valid");
     buffer.open_epoch(Epoch(1)).expect("first");
-    assert!(buffer.reserve(Epoch(1), 16).is_ok());
-    assert_eq!(buffer.reserve(Epoch(1), 1).err(), Some(BufferError::NoMemory));
+    let disk = heap(&[3; 17 * 4096]);
+    assert_eq!(preserve(&mut buffer, Epoch(1), 0..17, &disk), Err(BufferError::NoMemory));
+    assert_eq!(buffer.usage().undo_bytes, 16 * 4096);
 }
 
 #[test]
@@ -219,19 +206,19 @@ fn epochs_only_rise() {
     let mut buffer = buffer_of(4096, MIB, MIB);
     buffer.open_epoch(Epoch(5)).expect("first");
     assert_eq!(buffer.open_epoch(Epoch(5)), Err(BufferError::EpochOrder(Epoch(5))));
-    assert_eq!(buffer.reserve(Epoch(4), 1).err(), Some(BufferError::NoLayer(Epoch(4))));
+    let old = buffer.undo_insert(Epoch(4), Granule(0), &[heap(&[1; 4096])], 0);
+    assert_eq!(old, Err(BufferError::NoLayer(Epoch(4))));
 }
 
 #[test]
 fn bookkeeping_is_below_a_fiftieth_of_256_mib_buffered() {
+    let content = [heap(&[1; 4096])];
     for stride in [1u64, 3, 97] {
         let mut buffer = buffer_of(4096, 1 << 40, 300 * MIB);
         buffer.open_epoch(Epoch(1)).expect("first");
         for n in 0..65_536u64 {
             let granule = n.wrapping_mul(if stride == 97 { 0x9e37_79b9 } else { stride }) % (1 << 28);
-            let reservation = buffer.reserve(Epoch(1), 1).expect("room");
-            reservation.buffers(4096)[0].write_at(0, &[1]);
-            assert_eq!(buffer.preserve(Granule(granule), reservation), Ok(1));
+            assert_eq!(buffer.undo_insert(Epoch(1), Granule(granule), &content, 0), Ok(true));
         }
         let usage = buffer.usage();
         assert_eq!(usage.undo_bytes, 256 * MIB);
@@ -332,7 +319,6 @@ proptest! {
     #[test]
     fn the_view_and_every_failover_equal_a_model_of_bytes(
         steps in prop::collection::vec(step(), 1..60),
-        max_granules in 1..9u32,
         keep_overlay in any::<bool>(),
     ) {
         let mut buffer = buffer_of(GRANULE as u32, VOLUME, 64 * MIB);
@@ -344,15 +330,7 @@ proptest! {
         for step in &steps {
             match step.clone() {
                 Step::Forwarded { granules, fill } => {
-                    if fill == 1 {
-                        let whole = [heap(&model.disk)];
-                        for granule in granules.clone() {
-                            let at = (granule * GRANULE) as usize;
-                            buffer.undo_insert(Epoch(epoch), Granule(granule), &whole, at).expect("room");
-                        }
-                    } else {
-                        preserve(&mut buffer, Epoch(epoch), granules.clone(), &model.disk).expect("room");
-                    }
+                    preserve(&mut buffer, Epoch(epoch), granules.clone(), &heap(&model.disk)).expect("room");
                     for granule in granules {
                         let whole = buffer.granule_range(Granule(granule));
                         model.disk[whole.start as usize..whole.end as usize].fill(fill);
@@ -398,7 +376,7 @@ proptest! {
                 (model.disk.clone(), model.checkpoint())
             }
         };
-        drain(&mut buffer, max_granules, &mut disk);
+        drain(&mut buffer, &mut disk);
         prop_assert_eq!(disk, expected);
     }
 }
@@ -408,11 +386,11 @@ fn forgotten_granules_are_neither_read_nor_flushed() {
     let mut buffer = buffer_of(4096, 64 * MIB, 64 * MIB);
     let mut disk = vec![5; 4096 * 3000];
     buffer.open_epoch(Epoch(1)).expect("first");
-    preserve(&mut buffer, Epoch(1), 0..3000, &disk).expect("room");
+    preserve(&mut buffer, Epoch(1), 0..3000, &heap(&disk)).expect("room");
     disk.fill(6);
     buffer.forget(0..2990);
-    assert!(buffer.on_disk(0..2990 * 4096));
-    drain(&mut buffer, 32, &mut disk);
+    assert_eq!(buffer.next_buffered(Granule(0)), Some(Granule(2990)));
+    drain(&mut buffer, &mut disk);
     assert!(disk[..2990 * 4096].iter().all(|&byte| byte == 6));
     assert!(disk[2990 * 4096..].iter().all(|&byte| byte == 5));
 }
@@ -423,7 +401,7 @@ fn a_quota_is_given_back_with_its_buffer() {
     let pages = Rc::new(HeapPages { left: Cell::new(usize::MAX) });
     let mut buffer = DiskBuffer::new(4096, MIB, pages, quota.clone()).expect("valid");
     buffer.open_epoch(Epoch(1)).expect("first");
-    buffer.reserve(Epoch(1), 3).expect("room");
+    preserve(&mut buffer, Epoch(1), 0..3, &heap(&[2; 3 * 4096])).expect("room");
     assert!(buffer.pin(1000));
     assert!(quota.used_bytes() > 1000);
     drop(buffer);

@@ -50,16 +50,11 @@ pub struct View<'a> {
 }
 
 impl DiskBuffer {
-    /// The view of a range of bytes. Keep it in hand until the I/O is done and look again ([`DiskBuffer::on_disk`]):
-    /// a forwarded write may have preserved a granule while the disk was read.
+    /// The view of a range of bytes. After a read of the disk look again: a forwarded write may have preserved a granule
+    /// meanwhile.
     pub fn view(&self, range: Range<u64>) -> View<'_> {
         let all_on_disk = self.overlay.is_empty() && self.undo.iter().all(|(_, layer)| layer.is_empty());
         View { buffer: self, range, ahead: None, all_on_disk }
-    }
-
-    /// Whether no part of the range is buffered.
-    pub fn on_disk(&self, range: Range<u64>) -> bool {
-        self.view(range).all(|piece| piece.map == Map::Disk)
     }
 
     fn find(&self, granule: Granule) -> Found<'_> {
