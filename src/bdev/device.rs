@@ -121,6 +121,14 @@ struct Lower {
     watch: WatchId,
 }
 
+/// The counters of a bdev's channels.
+#[derive(Default)]
+struct Counted {
+    channels: Vec<Arc<ChannelStats>>,
+    /// What channels that are gone had counted.
+    past: IoStats,
+}
+
 /// A block device.
 pub struct Bdev {
     serial: u64,
@@ -131,7 +139,7 @@ pub struct Bdev {
     outstanding_limit: AtomicU32,
     claim: Mutex<Option<String>>,
     watchers: Mutex<(u64, Vec<(u64, Watcher)>)>,
-    stats: Mutex<Vec<Arc<ChannelStats>>>,
+    stats: Mutex<Counted>,
     locks: LockTable,
     qos: Qos,
     qos_limits: Mutex<QosLimits>,
@@ -185,7 +193,7 @@ impl Bdev {
             outstanding_limit: AtomicU32::new(DEFAULT_OUTSTANDING),
             claim: Mutex::new(None),
             watchers: Mutex::new((0, Vec::new())),
-            stats: Mutex::new(Vec::new()),
+            stats: Mutex::default(),
             locks: LockTable::default(),
             qos: Qos::default(),
             qos_limits: Mutex::default(),
@@ -428,16 +436,28 @@ impl Bdev {
     }
 
     pub(super) fn add_stats(&self, stats: Arc<ChannelStats>) {
-        lock(&self.stats).push(stats);
+        let mut counted = lock(&self.stats);
+        let Counted { channels, past } = &mut *counted;
+        channels.retain(|channel| {
+            let gone = Arc::strong_count(channel) == 1;
+            if gone {
+                *past = past.plus(&channel.snapshot());
+            }
+            !gone
+        });
+        channels.push(stats);
     }
 
     /// Counters of all channels that there are and were, added up.
     pub fn stats(&self) -> IoStats {
-        lock(&self.stats).iter().fold(IoStats::default(), |sum, s| sum.plus(&s.snapshot()))
+        let counted = lock(&self.stats);
+        counted.channels.iter().fold(counted.past, |sum, s| sum.plus(&s.snapshot()))
     }
 
     /// Begins to count anew.
     pub fn reset_stats(&self) {
-        lock(&self.stats).iter().for_each(|s| s.reset());
+        let mut counted = lock(&self.stats);
+        counted.past = IoStats::default();
+        counted.channels.iter().for_each(|s| s.reset());
     }
 }
