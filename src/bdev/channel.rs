@@ -59,6 +59,17 @@ pub(super) fn find(serial: u64) -> Option<Rc<Channel>> {
     CHANNELS.with(|c| c.borrow().get(&serial).and_then(Weak::upgrade))
 }
 
+/// The bdevs that the calling reactor has a channel on, each with how many hold the channel.
+pub fn open_channels() -> Vec<(String, usize)> {
+    CHANNELS.with(|channels| {
+        let held = |weak: &Weak<Channel>| {
+            // The one just made does not count.
+            weak.upgrade().map(|channel| (channel.bdev.name().to_string(), Rc::strong_count(&channel) - 1))
+        };
+        channels.borrow().values().filter_map(held).collect()
+    })
+}
+
 /// The calling reactor's channel on `bdev`, made when first asked for.
 pub(super) fn get(bdev: &Arc<Bdev>) -> Result<Rc<Channel>, BdevError> {
     if let Some(channel) = find(bdev.serial()) {

@@ -41,7 +41,7 @@ pub mod testing;
 mod tests;
 pub mod uring;
 
-pub use channel::Channel;
+pub use channel::{Channel, open_channels};
 pub use device::{Access, Bdev, BdevEvent, BdevOptions, Device, DeviceChannel, WatchId};
 pub use error::{BdevError, IoError};
 pub use flight::IoId;

@@ -55,11 +55,22 @@ impl Registry {
         self.bdevs.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a device known. Its name, aliases and UUID must be new.
+    /// Makes a device known. Its name, aliases and UUID must be new; if they are not, it lets go of what it holds.
     pub fn add(&self, bdev: Arc<Bdev>) -> Result<(), BdevError> {
+        match self.insert(&bdev) {
+            Ok(()) => self.tell(RegistryEvent::Added, &bdev),
+            Err(error) => {
+                bdev.let_go();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(&self, bdev: &Arc<Bdev>) -> Result<(), BdevError> {
         let mut bdevs = self.write();
         let uuid = bdev.uuid().to_string();
-        let names: Vec<&str> = names_of(&bdev).chain([uuid.as_str()]).collect();
+        let names: Vec<&str> = names_of(bdev).chain([uuid.as_str()]).collect();
         if let Some(taken) = names.iter().find(|n| bdevs.iter().any(|b| answers_to(b, n))) {
             return Err(BdevError::Exists(taken.to_string()));
         }
@@ -67,8 +78,6 @@ impl Registry {
             return Err(BdevError::Invalid(format!("a node has at most {MAX_BDEVS} bdevs")));
         }
         bdevs.push(bdev.clone());
-        drop(bdevs);
-        self.tell(RegistryEvent::Added, &bdev);
         Ok(())
     }
 

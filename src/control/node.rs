@@ -7,6 +7,7 @@ use super::events::Events;
 use super::logging::Log;
 use super::methods;
 use super::registry::Registry;
+use crate::bdev::nvme::NvmeHost;
 use crate::bdev::{Registry as Bdevs, RegistryEvent};
 use crate::reactor::ReactorSet;
 use crate::target::nvmf::{Target, TargetError};
@@ -43,12 +44,24 @@ pub struct Node {
     log: Log,
     reactors: Arc<ReactorSet>,
     bdevs: Arc<Bdevs>,
+    nvme_host: NvmeHost,
     nvmf: Arc<Target>,
+}
+
+/// Why a node cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The NVMe-oF target does not start.
+    #[error(transparent)]
+    Nvmf(#[from] TargetError),
+    /// The thread that follows other targets' namespaces does not start.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 impl Node {
     /// A node that has not started.
-    pub fn new(log: Log, reactors: Arc<ReactorSet>) -> Result<Arc<Node>, TargetError> {
+    pub fn new(log: Log, reactors: Arc<ReactorSet>) -> Result<Arc<Node>, NodeError> {
         let (events, bdevs) = (Arc::<Events>::default(), Bdevs::new());
         let history = events.clone();
         // The registry is new, so nobody else observes it.
@@ -59,6 +72,7 @@ impl Node {
             };
             history.post(kind, bdev.name());
         });
+        let nvme_host = NvmeHost::new(bdevs.clone(), reactors.clone())?;
         let nvmf = Target::new(reactors.clone(), bdevs.clone())?;
         Ok(Arc::new(Node {
             registry: Registry::new(methods::families()),
@@ -68,6 +82,7 @@ impl Node {
             log,
             reactors,
             bdevs,
+            nvme_host,
             nvmf,
         }))
     }
@@ -95,6 +110,11 @@ impl Node {
     /// Its block devices.
     pub fn bdevs(&self) -> &Arc<Bdevs> {
         &self.bdevs
+    }
+
+    /// The targets that it uses.
+    pub fn nvme_host(&self) -> &NvmeHost {
+        &self.nvme_host
     }
 
     /// Its NVMe-oF target.

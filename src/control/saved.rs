@@ -78,10 +78,16 @@ struct Made {
 const BASE_MEMBERS: [&str; 2] = ["base_bdev_name", "base_name"];
 
 fn bdevs(node: &Node) -> Vec<Made> {
+    let controllers = node.nvme_host().controllers();
+    let attached = |name: &str| {
+        let controller =
+            controllers.iter().find(|controller| controller.bdevs.iter().any(|bdev| bdev == name))?;
+        Some(("bdev_nvme_attach_controller", methods::configured_controller(controller)))
+    };
     let mut late_names = HashSet::new();
     let mut made = Vec::new();
     for bdev in node.bdevs().all() {
-        let Some((method, params)) = bdev.device().config() else {
+        let Some((method, params)) = bdev.device().config().or_else(|| attached(bdev.name())) else {
             late_names.insert(bdev.name().to_string());
             continue;
         };
@@ -99,6 +105,11 @@ fn bdevs(node: &Node) -> Vec<Made> {
             params["name"] = json!(bdev.name());
             made.push(Made { call: call("bdev_set_qos_limit", params), late });
         }
+    }
+    // A controller whose namespaces are all gone is attached all the same.
+    for controller in controllers.iter().filter(|controller| controller.bdevs.is_empty()) {
+        let params = methods::configured_controller(controller);
+        made.push(Made { call: call("bdev_nvme_attach_controller", params), late: false });
     }
     made
 }

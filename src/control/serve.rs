@@ -8,11 +8,10 @@
 use super::file::{self, ConfigError};
 use super::flush;
 use super::logging::Log;
-use super::node::Node;
+use super::node::{Node, NodeError};
 use super::server::{BindError, Bound, Server};
 use crate::env::CoreList;
 use crate::reactor::{self, IdleMode, ReactorSet, StartError};
-use crate::target::nvmf::TargetError;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
@@ -56,9 +55,9 @@ pub enum ServeError {
     /// The reactors do not start.
     #[error(transparent)]
     Reactors(#[from] StartError),
-    /// The NVMe-oF target does not start.
+    /// What a node consists of does not start.
     #[error(transparent)]
-    Nvmf(#[from] TargetError),
+    Node(#[from] NodeError),
     /// The configuration cannot be put into effect.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -143,6 +142,7 @@ fn end(node: &Arc<Node>, server: Server) -> Result<(), ServeError> {
         Err(error) => tracing::warn!(%error, "hosts could not be disconnected in order"),
     }
     let unflushed = flush::flush_all(node, FLUSH_DEADLINE);
+    node.nvme_host().stop();
     node.reactors().stop();
     tracing::info!("ended");
     if unflushed.is_empty() {

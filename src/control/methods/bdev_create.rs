@@ -8,7 +8,7 @@ use crate::control::registry::{Callable, Family, Method};
 use std::sync::Arc;
 use uuid::Uuid;
 
-use super::{bdev_file, bdev_stack, only};
+use super::{bdev_fault, bdev_file, bdev_stack, only};
 
 params! {
     /// Parameters of `bdev_malloc_create`.
@@ -100,7 +100,7 @@ pub fn family() -> Family {
         about: "SPDK's parameters for what a bdev here does not do (metadata, protection information, alignment \
                 hints) are accepted with the value that turns them off, as SPDK's client sends it, and refused \
                 with any other.",
-        methods: [memory_methods(), bdev_file::methods(), bdev_stack::methods()]
+        methods: [memory_methods(), bdev_file::methods(), bdev_stack::methods(), bdev_fault::methods()]
             .into_iter()
             .flatten()
             .collect(),
@@ -124,7 +124,8 @@ fn memory_methods() -> Vec<Method> {
 
 /// The deletions, apart so that the reference's examples can use what the creations made.
 pub fn delete_family() -> Family {
-    let mut methods = bdev_stack::removals();
+    let mut methods = bdev_fault::removals();
+    methods.extend(bdev_stack::removals());
     methods.extend(bdev_file::removals());
     methods.push(delete("bdev_malloc_delete", malloc_delete, r#"{"name": "Malloc0"}"#));
     methods.push(delete("bdev_null_delete", null_delete, r#"{"name": "Null0"}"#));

@@ -53,7 +53,8 @@ choice! {
 }
 
 impl IoType {
-    fn op(self) -> Op {
+    /// The layer's word for it.
+    pub fn op(self) -> Op {
         match self {
             IoType::Read => Op::Read,
             IoType::Write => Op::Write,

@@ -1,7 +1,9 @@
 //! The methods, one file a family.
 
 mod bdev_create;
+mod bdev_fault;
 mod bdev_file;
+mod bdev_nvme;
 mod bdev_stack;
 mod bdev_tune;
 mod bdevs;
@@ -11,6 +13,7 @@ mod notify;
 mod nvmf;
 mod reactors;
 
+pub use bdev_nvme::configured as configured_controller;
 pub use nvmf::dump as dump_nvmf;
 
 use super::error::RpcError;
@@ -26,6 +29,7 @@ pub fn families() -> Vec<Family> {
         bdev_create::family(),
         bdevs::family(),
         nvmf::family(),
+        bdev_nvme::family(),
         notify::family(),
         nvmf::delete_family(),
         bdev_create::delete_family(),

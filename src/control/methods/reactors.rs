@@ -2,6 +2,7 @@
 //!
 //! SPDK runs light threads on reactors; here a reactor is all there is, so each shows as one thread.
 
+use crate::bdev::open_channels;
 use crate::control::error::RpcError;
 use crate::control::node::Node;
 use crate::control::params::NoParams;
@@ -42,6 +43,9 @@ pub fn family() -> Family {
                     "`tick_rate`, `threads`: array of `name`, `id`, `active_pollers` (array of `name`, `id`, `state`, \
                      `run_count`, `busy_count`, `busy` in ticks), `timed_pollers`, `paused_pollers`.",
                 ),
+            Method::new("thread_get_io_channels", Callable::Runtime, get_io_channels)
+                .summary("Shows the bdevs that each reactor has open.")
+                .result("`tick_rate`, `threads`: array of `name`, `io_channels` (array of `name`, `ref`)."),
             Method::new("iobuf_get_stats", Callable::Runtime, get_buffers)
                 .summary("Shows the memory for data buffers.")
                 .result(
@@ -64,10 +68,8 @@ fn cpumask(core: usize) -> String {
 
 fn get_reactors(node: &Arc<Node>, _: NoParams) -> Result<Value, RpcError> {
     let mode = node.reactors().idle_mode();
-    let tids = node
-        .reactors()
-        .call_all(REACTOR_DEADLINE, || rustix::thread::gettid().as_raw_nonzero().get())
-        .map_err(|error| RpcError::internal(format!("a reactor does not answer: {error}")))?;
+    let tids =
+        node.reactors().call_all(REACTOR_DEADLINE, || rustix::thread::gettid().as_raw_nonzero().get())?;
     let reactors: Vec<Value> = node
         .reactors()
         .stats()
@@ -134,6 +136,22 @@ fn get_pollers(node: &Arc<Node>, _: NoParams) -> Result<Value, RpcError> {
             .collect();
         json!({"active_pollers": active, "timed_pollers": [], "paused_pollers": []})
     });
+    Ok(json!({"tick_rate": TICK_RATE_HZ, "threads": threads}))
+}
+
+fn get_io_channels(node: &Arc<Node>, _: NoParams) -> Result<Value, RpcError> {
+    let open = node.reactors().call_all(REACTOR_DEADLINE, open_channels)?;
+    let threads: Vec<Value> = node
+        .reactors()
+        .stats()
+        .iter()
+        .zip(open)
+        .map(|(stats, channels)| {
+            let channels: Vec<Value> =
+                channels.iter().map(|(name, holders)| json!({"name": name, "ref": holders})).collect();
+            json!({"name": thread_name(stats), "io_channels": channels})
+        })
+        .collect();
     Ok(json!({"tick_rate": TICK_RATE_HZ, "threads": threads}))
 }
 

@@ -65,7 +65,8 @@ pub fn methods() -> Vec<Method> {
             .summary("Exports a bdev as a namespace. Connected hosts are told.")
             .result("The namespace's identifier.")
             .example(
-                r#"{"nqn": "nqn.2026-01.io.example:disks", "namespace": {"bdev_name": "Malloc0", "nsid": 1}}"#,
+                r#"{"nqn": "nqn.2026-01.io.example:disks", "namespace":
+                    {"bdev_name": "Malloc0", "nsid": 1, "uuid": "6c6f636b-7374-4570-8000-000000000001"}}"#,
             ),
     ]
 }
