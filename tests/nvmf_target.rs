@@ -788,6 +788,25 @@ fn a_bdev_that_is_pulled_out_takes_its_namespace_and_nothing_else() {
 }
 
 #[test]
+fn a_target_that_shuts_down_answers_what_it_has_begun() {
+    let fixture = Fixture::new();
+    let (_admin, mut io) = fixture.io(NONE);
+    let data = pattern(4096, 1);
+    for n in 0..30 {
+        let entry = io.range(IoOpcode::Write as u8, n * 8, 8);
+        io.submit_with(entry, &data);
+    }
+    // The last of them has been read by the target once the first is answered.
+    assert_eq!(io.completion(&mut Vec::new()).status(), Status::SUCCESS);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(fixture.target.shut_down(Duration::from_secs(5)).expect("shut down"));
+    for _ in 1..30 {
+        assert_eq!(io.completion(&mut Vec::new()).status(), Status::SUCCESS);
+    }
+    assert!(io.try_receive().is_none());
+}
+
+#[test]
 fn the_getters_show_controllers_and_queues() {
     let fixture = Fixture::new();
     let (admin, io) = fixture.io(NONE);

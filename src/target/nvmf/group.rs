@@ -168,14 +168,21 @@ fn find(key: u64) -> Option<Rc<Connection>> {
     group()?.connections.borrow().get(&key).cloned()
 }
 
-/// Closes every connection of this reactor.
+/// Lets every admin connection of this reactor, or every other one, answer what it has begun and then close.
+pub fn drain_connections(admin: bool) {
+    let Some(group) = group() else { return };
+    group.all().iter().filter(|c| c.is_admin() == admin).for_each(Connection::drain);
+}
+
+/// Closes every connection of this reactor at once.
 pub fn close_connections() {
     let Some(group) = group() else { return };
     group.all().iter().for_each(|c| c.close("the target shuts down"));
 }
 
-pub fn connection_count() -> usize {
-    group().map_or(0, |g| g.connections.borrow().len())
+/// Admin connections, or all others.
+pub fn connection_count(admin: bool) -> usize {
+    group().map_or(0, |g| g.all().iter().filter(|c| c.is_admin() == admin).count())
 }
 
 pub fn stats() -> GroupStats {

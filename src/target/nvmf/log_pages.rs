@@ -168,7 +168,12 @@ impl Queue {
             FIRMWARE => firmware(),
             CHANGED_NAMESPACES => changed_namespaces(c.take_changed()),
             COMMAND_EFFECTS => effects(),
-            ANA if subsystem.ana_reporting => ana(c, &subsystem, request.lsp & ANA_LSP_GROUPS_ONLY != 0),
+            ANA if subsystem.ana_reporting => {
+                // A role may have changed a moment ago: a host that asks because a command was refused must not be
+                // told of the old one.
+                c.compare(&subsystem);
+                ana(c, &subsystem, request.lsp & ANA_LSP_GROUPS_ONLY != 0)
+            }
             // Nothing is ever pending: an empty page.
             RESERVATION => ReservationLog::new_zeroed().as_bytes().to_vec(),
             _ => return Err(bad),

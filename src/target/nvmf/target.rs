@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::directory::Directory;
 use super::error::TargetError;
@@ -459,24 +459,37 @@ impl Target {
         Ok(self.reactors.call_all(CALL_DEADLINE, group::stats)?)
     }
 
-    /// Ends the target in order: no new connections, the existing ones are closed once their I/O in flight has
-    /// ended, at most `deadline`. True if everything ended in time.
+    /// Ends the target in order: no new connections, no new commands; what is in flight ends and is answered, then
+    /// the connections close. Those that do not end within `deadline` are cut off. True if all ended in time.
     pub fn shut_down(&self, deadline: Duration) -> Result<bool, TargetError> {
         let portals = std::mem::take(&mut self.lock().portals);
         for portal in portals {
             self.reactors.call(portal.reactor, CALL_DEADLINE, move || group::close_portal(portal.id))?;
         }
-        self.reactors.call_all(CALL_DEADLINE, group::close_connections)?;
-        let end = std::time::Instant::now() + deadline;
+        let end = Instant::now() + deadline;
+        // A controller takes its I/O queues with it, so these go first.
+        let mut in_time = true;
+        for admin in [false, true] {
+            self.reactors.call_all(CALL_DEADLINE, move || group::drain_connections(admin))?;
+            in_time &= self.wait_for_end(admin, end)?;
+        }
+        if !in_time {
+            self.reactors.call_all(CALL_DEADLINE, group::close_connections)?;
+        }
+        Ok(in_time)
+    }
+
+    /// Waits until no admin connection, or no other one, is left. False: `end` came first.
+    fn wait_for_end(&self, admin: bool, end: Instant) -> Result<bool, TargetError> {
         loop {
-            let left: usize = self.reactors.call_all(CALL_DEADLINE, group::connection_count)?.iter().sum();
-            if left == 0 {
+            let counts = self.reactors.call_all(CALL_DEADLINE, move || group::connection_count(admin))?;
+            if counts.iter().sum::<usize>() == 0 {
                 return Ok(true);
             }
-            if std::time::Instant::now() >= end {
+            if Instant::now() >= end {
                 return Ok(false);
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }

@@ -47,6 +47,8 @@ pub enum Phase {
     /// Waits for the ICReq.
     Handshake,
     Running,
+    /// Reads no more; closes when what it has begun is answered.
+    Draining,
     /// A TermReq is going out; what comes in is thrown away.
     Terminating,
     /// The socket is shut; waits for what is in flight.
@@ -194,9 +196,30 @@ impl Connection {
         if state.counted.is_none() && !matches!(state.queue.role, Role::Unconnected) {
             self.connected(state);
         }
-        if state.transmitter.is_needed(&state.queue) && state.transmitter.schedule() {
-            reactor::schedule(self.clone());
+        if state.transmitter.is_needed(&state.queue) {
+            if state.transmitter.schedule() {
+                reactor::schedule(self.clone());
+            }
+        } else if state.phase == Phase::Draining && !state.transmitter.in_flight && state.queue.in_flight == 0
+        {
+            self.begin_close(state, "the target shuts down");
+            self.try_finish(state);
         }
+    }
+
+    pub fn is_admin(&self) -> bool {
+        matches!(self.state.borrow().queue.role, Role::Admin(_))
+    }
+
+    /// Ends the connection once the commands at the bdevs have ended and were answered.
+    pub fn drain(self: &Rc<Self>) {
+        let state = &mut *self.state.borrow_mut();
+        match state.phase {
+            Phase::Running => state.phase = Phase::Draining,
+            Phase::Handshake => self.begin_close(state, "the target shuts down"),
+            Phase::Draining | Phase::Terminating | Phase::Closing | Phase::Closed => {}
+        }
+        self.settle(state);
     }
 
     fn connected(self: &Rc<Self>, state: &mut State) {

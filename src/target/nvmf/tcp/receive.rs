@@ -180,7 +180,7 @@ impl Connection {
     /// Works on what is in the staging buffer, then receives more.
     pub fn receive(self: &Rc<Self>, state: &mut State) {
         state.receiver.blocked = Blocked::No;
-        while state.phase < Phase::Terminating {
+        while state.phase < Phase::Draining {
             let progress = match state.receiver.mode {
                 Mode::Header => self.header(state),
                 Mode::Payload { slot, offset, left, .. } => {
@@ -201,7 +201,9 @@ impl Connection {
                 break;
             }
         }
-        if state.receiver.blocked == Blocked::No && state.phase < Phase::Closing {
+        // While draining nothing is read: what the host still sends goes unanswered, as in any disconnect.
+        let reads = state.phase < Phase::Draining || state.phase == Phase::Terminating;
+        if state.receiver.blocked == Blocked::No && reads {
             self.start_receive(state);
         }
     }

@@ -158,7 +158,7 @@ impl Connection {
             }
         }
         let mut answered = 0;
-        while state.phase == Phase::Running && state.transmitter.has_room() {
+        while state.phase < Phase::Terminating && state.transmitter.has_room() {
             let Some(slot) = state.queue.ready.pop_front() else { break };
             self.answer(state, slot);
             answered += 1;
