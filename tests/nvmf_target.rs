@@ -6,6 +6,7 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use lockstep::bdev::Access;
+use lockstep::bdev::delay::{self, Hang};
 use lockstep::nvme::command::{DSM_DEALLOCATE, DsmRange};
 use lockstep::nvme::event::AsyncEvent;
 use lockstep::nvme::fabrics::{CATTR_DISABLE_SQ_FLOW_CONTROL, ConnectCommand, ConnectData};
@@ -787,23 +788,93 @@ fn a_bdev_that_is_pulled_out_takes_its_namespace_and_nothing_else() {
     assert_eq!(infos[1].namespaces.len(), 1);
 }
 
+fn on_slow_disk(io: &mut Peer, opcode: IoOpcode, lba: u64) -> SubmissionEntry {
+    let mut entry = io.range(opcode as u8, lba, 8);
+    entry.nsid = 2.into();
+    entry
+}
+
 #[test]
 fn a_target_that_shuts_down_answers_what_it_has_begun() {
     let fixture = Fixture::new();
+    fixture.add_slow_disk(300_000);
     let (_admin, mut io) = fixture.io(NONE);
     let data = pattern(4096, 1);
-    for n in 0..30 {
-        let entry = io.range(IoOpcode::Write as u8, n * 8, 8);
+    for n in 0..20 {
+        let entry = on_slow_disk(&mut io, IoOpcode::Write, n * 8);
         io.submit_with(entry, &data);
     }
-    // The last of them has been read by the target once the first is answered.
-    assert_eq!(io.completion(&mut Vec::new()).status(), Status::SUCCESS);
     std::thread::sleep(Duration::from_millis(100));
+    let start = Instant::now();
     assert!(fixture.target.shut_down(Duration::from_secs(5)).expect("shut down"));
-    for _ in 1..30 {
+    assert!(start.elapsed() >= Duration::from_millis(150));
+    for _ in 0..20 {
         assert_eq!(io.completion(&mut Vec::new()).status(), Status::SUCCESS);
     }
     assert!(io.try_receive().is_none());
+}
+
+#[test]
+fn io_that_hangs_holds_up_its_own_connection_and_nothing_else() {
+    let fixture = Fixture::new();
+    let slow = fixture.add_slow_disk(0);
+    let everything = Hang { op: None, range: None };
+    delay::set_hang(&slow, everything, true).expect("hang");
+    let (mut admin, mut io) = fixture.io(NONE);
+    let data = pattern(4096, 1);
+    for n in 0..10 {
+        let entry = on_slow_disk(&mut io, IoOpcode::Write, n * 8);
+        io.submit_with(entry, &data);
+    }
+    // The same queue goes on with another disk, in any order.
+    assert_eq!(io.read(0, 8).0.status(), Status::SUCCESS);
+    drop(io);
+    std::thread::sleep(Duration::from_millis(50));
+    // A reset waits for what hangs.
+    admin.set_property(property::CC, 0);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(admin.get_property(property::CSTS, false), 1);
+    let (_other_admin, mut other) = fixture.io(NONE);
+    assert_eq!(other.read(0, 8).0.status(), Status::SUCCESS);
+    delay::set_hang(&slow, everything, false).expect("release");
+    let start = Instant::now();
+    while admin.get_property(property::CSTS, false) != 0 {
+        assert!(start.elapsed() < Duration::from_secs(3), "RDY does not fall");
+    }
+    let entry = on_slow_disk(&mut other, IoOpcode::Read, 0);
+    assert_eq!(other.run(entry).1, data, "the writes that hung were done");
+}
+
+#[test]
+fn hosts_that_vanish_under_load_leave_nothing_behind() {
+    let fixture = Fixture::new();
+    fixture.add_slow_disk(20_000);
+    for round in 0..20 {
+        let (admin, mut io) = fixture.io(if round % 2 == 0 { NONE } else { BOTH });
+        let data = pattern(4096, round);
+        for n in 0..20 {
+            let write = on_slow_disk(&mut io, IoOpcode::Write, n * 8);
+            match n % 3 {
+                0 => io.submit(write),
+                1 => io.submit_with(write, &data),
+                _ => {
+                    let read = on_slow_disk(&mut io, IoOpcode::Read, n * 8);
+                    io.submit(read)
+                }
+            };
+        }
+        match round % 3 {
+            0 => drop((admin, io)),
+            1 => drop((io, admin)),
+            // Cut in the middle of a PDU.
+            _ => io.send(&[4, 0, 72]),
+        }
+    }
+    let start = Instant::now();
+    while !fixture.target.queues(NQN).expect("queues").is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(5), "queues are left over");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]

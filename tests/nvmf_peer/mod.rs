@@ -5,7 +5,8 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep::bdev::{BdevOptions, Registry, ram};
+use lockstep::bdev::delay::{self, Latencies};
+use lockstep::bdev::{Bdev, BdevOptions, Registry, ram};
 use lockstep::env::CoreList;
 use lockstep::nvme::fabrics::{CNTLID_DYNAMIC, ConnectCommand, ConnectData, PropertyCommand};
 use lockstep::nvme::property::{self, Cc};
@@ -65,6 +66,22 @@ impl Fixture {
             num_blocks: BLOCKS,
         };
         self.bdevs.add(ram::create(options).expect("ram disk")).expect("new name");
+    }
+
+    /// Exports a disk that takes its time, as namespace 2.
+    pub fn add_slow_disk(&self, latency_us: u64) -> Arc<Bdev> {
+        self.add_disk("Base");
+        let base = self.bdevs.get("Base").expect("base");
+        let latencies = Latencies {
+            avg_read_us: latency_us,
+            p99_read_us: latency_us,
+            avg_write_us: latency_us,
+            p99_write_us: latency_us,
+        };
+        let slow = delay::create("Slow", uuid::Uuid::new_v4(), &base, latencies).expect("delay bdev");
+        self.bdevs.add(slow.clone()).expect("new name");
+        assert_eq!(self.target.add_ns(NQN, NamespaceOptions::new("Slow")).expect("namespace"), 2);
+        slow
     }
 
     /// A connection that has not said anything.
