@@ -5,6 +5,7 @@
 
 pub mod buffer;
 pub mod core;
+pub mod group;
 pub mod link;
 pub mod metadata;
 pub mod volume;

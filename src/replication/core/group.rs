@@ -180,6 +180,8 @@ pub enum GroupError {
         "the peer did not answer in time: check its address, that it runs, and that the group exists there"
     )]
     NoPeer,
+    #[error("the peer refuses this node for good")]
+    Refused,
     #[error("a newer generation took over: this node is fenced")]
     Fenced,
     #[error("the record of the group could not be written: check the file system of its metadata file")]

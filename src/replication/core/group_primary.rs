@@ -10,7 +10,7 @@ use super::types::StripeEvent;
 
 /// How the disks of a new session are made equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
+pub enum SyncMode {
     Full,
     /// The caller knows that they are.
     None,
@@ -81,7 +81,7 @@ pub struct PrimaryGroup {
     step: Step,
     /// The epoch of the step.
     epoch: Epoch,
-    sync: Sync,
+    sync: SyncMode,
     lanes: u16,
     starting: Option<u64>,
     copies_left: u32,
@@ -100,7 +100,7 @@ impl PrimaryGroup {
             state: PrimaryState::Stopped,
             step: Step::Idle,
             epoch: Epoch(0),
-            sync: Sync::None,
+            sync: SyncMode::None,
             lanes: 1,
             starting: None,
             copies_left: 0,
@@ -142,7 +142,7 @@ impl PrimaryGroup {
     }
 
     /// Begins a session with the peer.
-    pub fn start(&mut self, command: u64, sync: Sync, out: &mut Out) {
+    pub fn start(&mut self, command: u64, sync: SyncMode, out: &mut Out) {
         match self.state {
             PrimaryState::Stopped | PrimaryState::ResyncRequired => {}
             state => return reply(out, command, Err(GroupError::WrongState(state.name()))),
@@ -166,7 +166,7 @@ impl PrimaryGroup {
         self.lanes = lanes;
         self.state = PrimaryState::Beginning;
         self.persist(out);
-        let full = self.sync == Sync::Full;
+        let full = self.sync == SyncMode::Full;
         out.push(GroupOutput::Send(Control::Begin { epoch: self.record.newest, full }));
     }
 
@@ -217,7 +217,7 @@ impl PrimaryGroup {
             return;
         }
         self.timers.cancel(Timer::Deadline);
-        let full = self.sync == Sync::Full;
+        let full = self.sync == SyncMode::Full;
         let session =
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
@@ -489,9 +489,9 @@ impl PrimaryGroup {
     }
 
     /// The peer refused for good (another identity, version or size): trying again cannot help.
-    pub fn refused(&mut self, out: &mut Out) {
+    pub fn refused(&mut self, error: GroupError, out: &mut Out) {
         match self.state {
-            PrimaryState::Connecting | PrimaryState::Beginning => self.start_failed(GroupError::NoPeer, out),
+            PrimaryState::Connecting | PrimaryState::Beginning => self.start_failed(error, out),
             _ => self.disconnected(out),
         }
     }

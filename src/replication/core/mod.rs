@@ -31,6 +31,7 @@ mod dirty;
 mod group;
 mod group_primary;
 mod group_secondary;
+mod handshake;
 mod lane;
 mod maps;
 mod primary;
@@ -52,8 +53,9 @@ mod primary_tests;
 
 pub use dirty::DirtyMap;
 pub use group::*;
-pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState, Sync};
+pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState, SyncMode};
 pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
+pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
 pub use lane::{Answered, Incoming, Outgoing, Run};
 pub use maps::{BufferFull, GranuleMaps};
 pub use primary::{PrimaryConfig, PrimaryOutput, PrimaryStripes, Session};

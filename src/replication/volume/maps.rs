@@ -7,15 +7,19 @@ use crate::replication::core::{BufferFull, Data, GranuleMaps, Range};
 
 /// Chunks of dropped layers that go back to the pool in one step: a few microseconds.
 const RECYCLE_BUDGET: usize = 8;
+/// How many epochs a lane may be behind another: each costs the primary a cut that was not prepared in time.
+const EPOCHS_BEHIND: u64 = 16;
 
 pub struct Maps {
     buffer: DiskBuffer,
     block_bytes: u32,
+    /// Layers through this epoch were dropped.
+    dropped: Epoch,
 }
 
 impl Maps {
     pub fn new(buffer: DiskBuffer, block_bytes: u32) -> Maps {
-        Maps { buffer, block_bytes }
+        Maps { buffer, block_bytes, dropped: Epoch(0) }
     }
 
     /// Gives a little of the memory of dropped layers back; true when there is no more.
@@ -25,6 +29,18 @@ impl Maps {
 
     pub fn usage(&self) -> BufferUsage {
         self.buffer.usage()
+    }
+
+    /// Lanes run ahead of each other, so an epoch's layer may be needed after that of the next: none is left out.
+    fn open_through(&mut self, epoch: Epoch) -> Result<(), BufferFull> {
+        let last = self.buffer.epochs().last().unwrap_or(self.dropped);
+        if last >= epoch {
+            return Ok(());
+        }
+        for number in (last.0 + 1).max(epoch.0.saturating_sub(EPOCHS_BEHIND))..=epoch.0 {
+            self.buffer.open_epoch(Epoch(number)).map_err(|_| BufferFull)?;
+        }
+        Ok(())
     }
 
     fn at(&self, blocks: u64) -> u64 {
@@ -49,6 +65,7 @@ impl GranuleMaps<Blocks> for Maps {
         at: u32,
     ) -> Result<(), BufferFull> {
         let at = self.at(at.into()) as usize;
+        self.open_through(epoch)?;
         match self.buffer.undo_insert(epoch, Granule(granule), content.bufs(), at) {
             Ok(_) => Ok(()),
             Err(_) => Err(BufferFull),
@@ -95,6 +112,7 @@ impl GranuleMaps<Blocks> for Maps {
     }
 
     fn drop_through(&mut self, epoch: Epoch) {
+        self.dropped = self.dropped.max(epoch);
         self.buffer.drop_through(epoch);
         self.buffer.drop_overlay();
     }

@@ -1,0 +1,88 @@
+//! What a group says of itself in a hello, and what it makes of the peer's.
+
+use uuid::Uuid;
+
+use super::home::Fixed;
+use crate::bdev::Bdev;
+use crate::replication::core::{Claim, GroupRecord, Mismatch, STRIPE_BYTES, VolumeClaim, judge};
+use crate::replication::link::{Hello, HelloBody, LinkRole, RefusalCode, VolumeIdentity, option};
+
+/// The hello of this node's group.
+pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce: u64) -> (Hello, HelloBody) {
+    let body = HelloBody {
+        node: fixed.node,
+        group: fixed.uuid,
+        group_name: fixed.name.clone(),
+        role: if is_primary { LinkRole::Primary } else { LinkRole::Secondary },
+        granule_bytes: fixed.granule_bytes,
+        stripe_bytes: STRIPE_BYTES,
+        volumes: fixed.bdevs.iter().map(|bdev| identity_of(bdev)).collect(),
+    };
+    let hello = Hello {
+        version_min: 1,
+        version_max: 1,
+        reactors: fixed.reactors,
+        volumes: body.volumes.len() as u16,
+        generation: record.generation,
+        // Epochs that were begun and never committed are not used again either.
+        committed_epoch: record.newest.max(record.committed),
+        options: if fixed.buffer { option::DISK_BUFFER } else { 0 },
+        nonce,
+    };
+    (hello, body)
+}
+
+fn identity_of(bdev: &Bdev) -> VolumeIdentity {
+    VolumeIdentity {
+        uuid: bdev.uuid(),
+        name: bdev.name().to_string(),
+        size_bytes: bdev.size_bytes(),
+        block_bytes: bdev.block_size(),
+    }
+}
+
+fn claim(hello: &Hello, body: &HelloBody) -> Claim {
+    let volume = |volume: &VolumeIdentity| VolumeClaim {
+        uuid: volume.uuid,
+        name: volume.name.clone(),
+        size_bytes: volume.size_bytes,
+        block_bytes: volume.block_bytes,
+    };
+    Claim {
+        group: body.group,
+        group_name: body.group_name.clone(),
+        is_primary: body.role == LinkRole::Primary,
+        stripe_bytes: body.stripe_bytes,
+        generation: hello.generation,
+        volumes: body.volumes.iter().map(volume).collect(),
+    }
+}
+
+/// Whether the peer may replicate with this node.
+pub(super) fn check(
+    mine: &(Hello, HelloBody),
+    theirs: (&Hello, &HelloBody),
+) -> Result<(), (RefusalCode, String)> {
+    let (hello, body) = theirs;
+    if hello.version_min > 1 || hello.version_max < 1 {
+        let text = format!("link protocol {} to {} there, 1 here", hello.version_min, hello.version_max);
+        return Err((RefusalCode::Version, text));
+    }
+    judge(&claim(&mine.0, &mine.1), &claim(hello, body)).map_err(|mismatch| {
+        let code = match mismatch {
+            Mismatch::Group(..) => RefusalCode::GroupIdentity,
+            Mismatch::Role(_) => RefusalCode::Role,
+            Mismatch::Stripe(..) => RefusalCode::Options,
+            Mismatch::Count(..) | Mismatch::Volume(..) => RefusalCode::VolumeIdentity,
+            Mismatch::Size(..) => RefusalCode::VolumeSize,
+            Mismatch::BlockSize(..) => RefusalCode::BlockSize,
+            Mismatch::OldGeneration(..) => RefusalCode::OldGeneration,
+        };
+        (code, mismatch.to_string())
+    })
+}
+
+/// Names one session; never 0.
+pub(super) fn nonce() -> u64 {
+    (Uuid::new_v4().as_u128() as u64).max(1)
+}

@@ -1,0 +1,592 @@
+//! The groups of a node, for the control thread. Calls wait for their outcome, at most until the command's deadline.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
+use super::options::*;
+use super::{HOME, claim};
+use crate::bdev::{Access, Bdev, Registry};
+use crate::reactor::ReactorSet;
+use crate::replication::buffer::Quota;
+use crate::replication::core::*;
+use crate::replication::metadata::{FileRole, Record, Store};
+use crate::replication::volume::{self, Shard, ShardUsage, VolumeShared, shard_of};
+use crate::replication::{Epoch, Generation};
+
+/// The most groups of a node, and the most volumes of a group: what one hello and one record hold.
+const MAX_GROUPS: usize = 64;
+const MAX_VOLUMES: usize = 64;
+/// How long a reactor may take for something that waits for nothing.
+const SOON: Duration = Duration::from_secs(5);
+/// Above every deadline of the machines, so that theirs names what hung.
+const MARGIN: Duration = Duration::from_secs(3);
+/// A granule is at least a block, and at most what a partial write should have to read.
+const GRANULE_MAX: u32 = 1 << 20;
+
+struct Entry {
+    fixed: Arc<Fixed>,
+    options: GroupOptions,
+}
+
+/// The groups of a node. From the control thread.
+pub struct Groups {
+    reactors: Arc<ReactorSet>,
+    registry: Arc<Registry>,
+    observer: Observer,
+    groups: Mutex<BTreeMap<String, Entry>>,
+}
+
+fn primary(role: &RoleOptions) -> Option<&PrimaryOptions> {
+    match role {
+        RoleOptions::Primary(options) => Some(options),
+        RoleOptions::Secondary(_) => None,
+    }
+}
+
+impl Groups {
+    /// `observer` hears of events from any thread and must not block.
+    pub fn new(
+        reactors: Arc<ReactorSet>,
+        registry: Arc<Registry>,
+        observer: impl Fn(&'static str, String) + Send + Sync + 'static,
+    ) -> Groups {
+        Groups { reactors, registry, observer: Arc::new(observer), groups: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fixed(&self, name: &str) -> Result<Arc<Fixed>, ReplicationError> {
+        let found = self.lock().get(name).map(|entry| entry.fixed.clone());
+        found.ok_or_else(|| ReplicationError::NotFound(name.to_string()))
+    }
+
+    /// What made each group, in the order of their names.
+    pub fn options(&self) -> Vec<GroupOptions> {
+        self.lock().values().map(|entry| entry.options.clone()).collect()
+    }
+
+    fn check(&self, options: &GroupOptions) -> Result<(), ReplicationError> {
+        let groups = self.lock();
+        if groups.contains_key(&options.name) {
+            return Err(ReplicationError::Exists(options.name.clone()));
+        }
+        let invalid = |text: String| Err(ReplicationError::Invalid(text));
+        let limit = crate::replication::link::wire::NAME_BYTES_MAX;
+        let names = options.volumes.iter().map(|v| &v.name).chain([&options.name]);
+        if let Some(name) = names.into_iter().find(|name| name.is_empty() || name.len() > limit) {
+            return invalid(format!("`{name}`: names have 1 to {limit} bytes"));
+        }
+        if groups.len() >= MAX_GROUPS {
+            return invalid(format!("a node has at most {MAX_GROUPS} groups"));
+        }
+        if options.volumes.is_empty() || options.volumes.len() > MAX_VOLUMES {
+            return invalid(format!("a group has 1 to {MAX_VOLUMES} volumes"));
+        }
+        if let RoleOptions::Secondary(secondary) = &options.role {
+            let granule = secondary.granule_bytes;
+            if !granule.is_power_of_two() || !(512..=GRANULE_MAX).contains(&granule) {
+                return invalid("granule_kb must be a power of two from 1 to 1024".to_string());
+            }
+            if secondary.disk_buffer && secondary.buffer_limit_bytes == 0 {
+                return invalid("buffer_limit_mb must not be 0".to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a group and its volumes. Nothing is replicated, and no host is served, before it is started.
+    pub fn create(&self, options: GroupOptions) -> Result<(), ReplicationError> {
+        self.check(&options)?;
+        let claimant = format!("replication group {}", options.name);
+        let mut bases: Vec<Arc<Bdev>> = Vec::new();
+        let release = |bases: &[Arc<Bdev>]| bases.iter().for_each(|base| base.release());
+        for volume in &options.volumes {
+            let claimed =
+                self.registry.get(&volume.bdev).and_then(|base| base.claim(&claimant).map(|()| base));
+            match claimed {
+                Ok(base) => bases.push(base),
+                Err(error) => {
+                    release(&bases);
+                    return Err(error.into());
+                }
+            }
+        }
+        let made = self.make(&options, &bases);
+        match made {
+            Ok(fixed) => {
+                self.lock().insert(options.name.clone(), Entry { fixed, options });
+                Ok(())
+            }
+            Err(error) => {
+                release(&bases);
+                Err(error)
+            }
+        }
+    }
+
+    fn make(&self, options: &GroupOptions, bases: &[Arc<Bdev>]) -> Result<Arc<Fixed>, ReplicationError> {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        let store = Store::open(&options.metadata)?;
+        let uuid = identity(&[&options.name]);
+        let (record, node) = recorded(&store, uuid, options, bases)?;
+        let (buffer, granule_bytes, limit) = match &options.role {
+            RoleOptions::Secondary(s) => (s.disk_buffer, s.granule_bytes, s.buffer_limit_bytes),
+            RoleOptions::Primary(_) => (false, bases.iter().map(|b| b.block_size()).max().unwrap_or(512), 0),
+        };
+        if let Some(base) = bases.iter().find(|base| base.block_size() > granule_bytes) {
+            let text =
+                format!("granules of {granule_bytes} bytes are smaller than the blocks of `{}`", base.name());
+            return Err(ReplicationError::Invalid(text));
+        }
+        let reactors = self.reactors.count() as u16;
+        let share = |(volume, base): (&VolumeOptions, &Arc<Bdev>)| {
+            VolumeShared::new(&volume.name, &options.name, base.clone(), reactors, granule_bytes)
+        };
+        let volumes: Vec<Arc<VolumeShared>> = options.volumes.iter().zip(bases).map(share).collect();
+        let bdevs: Vec<Arc<Bdev>> = volumes
+            .iter()
+            .map(|volume| volume::create(volume.clone(), identity(&[&options.name, &volume.name])))
+            .collect::<Result<_, _>>()?;
+        let fixed = Arc::new(Fixed {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            name: options.name.clone(),
+            uuid,
+            node,
+            role: options.role.clone(),
+            volumes,
+            bdevs,
+            reactors,
+            buffer,
+            granule_bytes,
+            quota: Arc::new(Quota::new(limit)),
+            peer_timeout: options.peer_timeout,
+            observer: self.observer.clone(),
+            committed: AtomicU64::new(record.committed.0),
+        });
+        let built = self.build(&fixed, store, record);
+        if built.is_err() {
+            self.tear_down(&fixed);
+        }
+        built.map(|()| fixed)
+    }
+
+    fn build(&self, fixed: &Arc<Fixed>, store: Store, record: GroupRecord) -> Result<(), ReplicationError> {
+        let (serial, volumes) = (fixed.serial, fixed.volumes.clone());
+        let shard = move || Shard::create(serial, &volumes, home::shard_listener(serial)).map(|_| ());
+        self.reactors.call_all(SOON, shard)?.into_iter().collect::<Result<(), _>>()?;
+        let shared = fixed.clone();
+        let install = move || -> Result<(), ReplicationError> {
+            let no_memory =
+                || ReplicationError::Invalid("no buffer memory for the group's record".to_string());
+            let writer = store.into_writer().ok_or_else(no_memory)?;
+            let machine = machine(&shared, record);
+            let home = Home::install(shared.clone(), machine, writer);
+            match &shared.role {
+                RoleOptions::Secondary(options) => home.listen(options.listen)?,
+                RoleOptions::Primary(_) => {}
+            }
+            Ok(())
+        };
+        self.reactors.call(HOME, SOON, install)??;
+        for bdev in &fixed.bdevs {
+            let access = if fixed.is_primary() { Access::Optimized } else { Access::Inaccessible };
+            bdev.set_access(access);
+            self.registry.add(bdev.clone())?;
+        }
+        if record.promoted && !fixed.is_primary() {
+            // It was promoted before the node ended: it goes on serving, and follows nobody.
+            let (shared, generation) = (fixed.clone(), record.generation);
+            let promote = move || {
+                shard_of(shared.serial).is_some_and(|shard| {
+                    shared.become_secondary(&shard, generation, shared.committed())
+                        && shard.promote(Keep::Latest, generation).is_ok()
+                })
+            };
+            self.reactors.call_all(SOON, promote)?;
+            fixed.bdevs.iter().for_each(|bdev| bdev.set_access(Access::Optimized));
+        }
+        Ok(())
+    }
+
+    fn tear_down(&self, fixed: &Arc<Fixed>) {
+        for bdev in &fixed.bdevs {
+            if self.registry.get(bdev.name()).is_ok_and(|known| known.serial() == bdev.serial())
+                && let Err(error) = self.registry.pull_out(bdev, &self.reactors)
+            {
+                tracing::error!("group `{}`: removing `{}`: {error}", fixed.name, bdev.name());
+            }
+        }
+        let serial = fixed.serial;
+        let uninstall = move || {
+            if let Some(home) = home_of(serial) {
+                home.uninstall();
+            }
+        };
+        let shared = fixed.clone();
+        let destroy = move || {
+            shared.forget_secondary();
+            if let Some(shard) = shard_of(serial) {
+                shard.destroy();
+            }
+        };
+        let ended = self
+            .reactors
+            .call(HOME, SOON, uninstall)
+            .and_then(|()| self.reactors.call_all(SOON, destroy).map(|_| ()));
+        if let Err(error) = ended {
+            tracing::error!("group `{}` did not end in order: {error}", fixed.name);
+        }
+    }
+
+    /// Ends a group: its volumes go away, its disks are free. The record stays in its file.
+    pub fn delete(&self, name: &str) -> Result<(), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        if let Some((bdev, claimant)) = fixed.bdevs.iter().find_map(|b| b.claimant().map(|c| (b, c))) {
+            let name = bdev.name().to_string();
+            return Err(crate::bdev::BdevError::Claimed { name, claimant }.into());
+        }
+        self.tear_down(&fixed);
+        fixed.volumes.iter().for_each(|volume| volume.base.release());
+        self.lock().remove(name);
+        Ok(())
+    }
+
+    /// Ends every group in order: what is in flight ends, nothing new comes.
+    pub fn delete_all(&self) {
+        let all: Vec<Arc<Fixed>> = self.lock().values().map(|entry| entry.fixed.clone()).collect();
+        for fixed in all {
+            self.tear_down(&fixed);
+            fixed.volumes.iter().for_each(|volume| volume.base.release());
+            self.lock().remove(&fixed.name);
+        }
+    }
+
+    fn ask(
+        &self,
+        fixed: &Arc<Fixed>,
+        deadline: Duration,
+        f: impl FnOnce(&Home, u64) + Send + 'static,
+    ) -> Result<(Success, Duration), ReplicationError> {
+        let serial = fixed.serial;
+        let outcome: CommandResult = self.reactors.ask(HOME, deadline + MARGIN, move |reply| {
+            if let Some(home) = home_of(serial) {
+                let command = home.command(reply);
+                f(&home, command);
+            }
+        })?;
+        outcome.map_err(|(error, detail)| match detail {
+            Some(detail) => ReplicationError::Peer { error, detail },
+            None => ReplicationError::Group(error),
+        })
+    }
+
+    /// A primary: connects and brings the disks in step, as told; a secondary: waits for its primary.
+    pub fn start(&self, name: &str, sync: SyncMode) -> Result<(), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        if let Some(options) = primary(&fixed.role) {
+            let (serial, ack, policy) = (fixed.serial, options.ack, options.on_link_loss);
+            let fresh = self.reactors.call(HOME, SOON, move || {
+                home_of(serial).is_some_and(|home| !home.serving.swap(true, Ordering::Relaxed))
+            })?;
+            if fresh {
+                let serve = move || {
+                    if let Some(shard) = shard_of(serial) {
+                        shard.become_primary(ack, policy);
+                    }
+                };
+                self.reactors.call_all(SOON, serve)?;
+            }
+        }
+        self.ask(&fixed, CONNECT_TIMEOUT, move |home, command| {
+            home.primary(|group, out| group.start(command, sync, out));
+            home.secondary(|group, out| group.start(command, out));
+        })?;
+        Ok(())
+    }
+
+    /// Ends the session. With `failover` a secondary then serves what its own VM saw.
+    pub fn stop(&self, name: &str, failover: bool) -> Result<(), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        if failover && !fixed.is_primary() {
+            return self.failover(name, Keep::Overlay).map(|_| ());
+        }
+        self.ask(&fixed, SOON, |home, command| {
+            home.primary(|group, out| group.stop(command, out));
+            home.secondary(|group, out| group.stop(command, out));
+        })?;
+        Ok(())
+    }
+
+    fn checkpoint(
+        &self,
+        name: &str,
+        timeout_ms: Option<u32>,
+        f: impl FnOnce(&mut PrimaryGroup, u64, &mut Vec<GroupOutput>) + Send + 'static,
+    ) -> Result<(Epoch, Duration), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        if !fixed.is_primary() {
+            return Err(ReplicationError::Role(name.to_string(), "secondary"));
+        }
+        // The machine's own deadline is the one that counts; commit and abort use the group's.
+        let longest = Duration::from_millis(u64::from(timeout_ms.unwrap_or(u32::MAX / 64)));
+        match self.ask(&fixed, longest, |home, command| home.primary(|group, out| f(group, command, out)))? {
+            (Success::Epoch(epoch), took) => Ok((epoch, took)),
+            (_, took) => Ok((Epoch(0), took)),
+        }
+    }
+
+    pub fn prepare_checkpoint(&self, name: &str, timeout_ms: Option<u32>) -> Result<Epoch, ReplicationError> {
+        let prepared = self
+            .checkpoint(name, timeout_ms, move |group, command, out| group.prepare(command, timeout_ms, out));
+        Ok(prepared?.0)
+    }
+
+    pub fn commit_checkpoint(&self, name: &str, epoch: Epoch) -> Result<(), ReplicationError> {
+        self.checkpoint(name, None, move |group, command, out| group.commit(command, epoch, out))?;
+        Ok(())
+    }
+
+    pub fn abort_checkpoint(&self, name: &str, epoch: Epoch) -> Result<(), ReplicationError> {
+        self.checkpoint(name, None, move |group, command, out| group.abort(command, epoch, out))?;
+        Ok(())
+    }
+
+    /// Prepares and commits. Returns the epoch and how long it took.
+    pub fn do_checkpoint(
+        &self,
+        name: &str,
+        timeout_ms: Option<u32>,
+    ) -> Result<(Epoch, Duration), ReplicationError> {
+        self.checkpoint(name, timeout_ms, move |group, command, out| {
+            group.do_checkpoint(command, timeout_ms, out)
+        })
+    }
+
+    /// Makes a secondary the node that serves. Returns the new generation, and how long it took until hosts could write.
+    pub fn failover(&self, name: &str, keep: Keep) -> Result<(Generation, Duration), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        if fixed.is_primary() {
+            return Err(ReplicationError::Role(name.to_string(), "primary"));
+        }
+        let promoted = self.ask(&fixed, FAILOVER_TIMEOUT, move |home, command| {
+            home.secondary(|group, out| group.failover(command, keep, out));
+        });
+        match promoted? {
+            (Success::Generation(generation), took) => Ok((generation, took)),
+            (_, took) => Ok((Generation(0), took)),
+        }
+    }
+
+    pub fn set_options(&self, name: &str, changes: Changes) -> Result<(), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        let for_primary = changes.ack.is_some()
+            || changes.on_link_loss.is_some()
+            || changes.checkpoint_timeout_ms.is_some()
+            || changes.checkpoint_interval_ms.is_some();
+        if for_primary && !fixed.is_primary() {
+            return Err(ReplicationError::Role(name.to_string(), "secondary"));
+        }
+        if changes.buffer_limit_bytes.is_some() && fixed.is_primary() {
+            return Err(ReplicationError::Role(name.to_string(), "primary"));
+        }
+        if let Some(limit) = changes.buffer_limit_bytes {
+            fixed.quota.set_limit_bytes(limit);
+        }
+        let serial = fixed.serial;
+        let apply = move || {
+            let Some(home) = home_of(serial) else { return };
+            home.primary(|group, out| {
+                if let Some(timeout) = changes.checkpoint_timeout_ms {
+                    group.set_timeouts(timeout, out);
+                }
+                if let Some(interval) = changes.checkpoint_interval_ms {
+                    group.set_interval(interval, out);
+                }
+                if let Some(ack) = changes.ack {
+                    out.push(GroupOutput::ToStripes(ToStripes::SetAck(ack)));
+                }
+                if let Some(policy) = changes.on_link_loss {
+                    out.push(GroupOutput::ToStripes(ToStripes::SetOnLinkLoss(policy)));
+                }
+            });
+        };
+        self.reactors.call(HOME, SOON, apply)?;
+        if let Some(entry) = self.lock().get_mut(name) {
+            keep(&mut entry.options.role, changes);
+        }
+        Ok(())
+    }
+
+    /// All groups, or one, as they are now.
+    pub fn info(&self, name: Option<&str>) -> Result<Vec<GroupInfo>, ReplicationError> {
+        let wanted: Vec<(Arc<Fixed>, GroupOptions)> = match name {
+            Some(name) => {
+                let groups = self.lock();
+                let entry = groups.get(name).ok_or_else(|| ReplicationError::NotFound(name.to_string()))?;
+                vec![(entry.fixed.clone(), entry.options.clone())]
+            }
+            None => self.lock().values().map(|e| (e.fixed.clone(), e.options.clone())).collect(),
+        };
+        wanted.iter().map(|(fixed, options)| self.describe(fixed, options)).collect()
+    }
+
+    fn describe(&self, fixed: &Arc<Fixed>, options: &GroupOptions) -> Result<GroupInfo, ReplicationError> {
+        let serial = fixed.serial;
+        let usages: Vec<ShardUsage> = self
+            .reactors
+            .call_all(SOON, move || shard_of(serial).map(|shard| shard.usage()).unwrap_or_default())?;
+        let at_home = move || {
+            let home = home_of(serial)?;
+            let error = home.error.borrow().clone();
+            let control = home.control.borrow();
+            let sent = control.as_ref().map_or(0, |control| control.sent_bytes());
+            let (state, promoted, newest) = match &*home.machine.borrow() {
+                Machine::Primary(group) => (group.state().name(), true, group.open_epoch()),
+                Machine::Secondary(group) => {
+                    (group.state().name(), group.record().promoted, group.record().newest)
+                }
+            };
+            Some((state, promoted, newest, home.record(), error, control.is_some(), sent))
+        };
+        let (state, is_primary, newest, record, error, connected, control_sent) = self
+            .reactors
+            .call(HOME, SOON, at_home)?
+            .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
+        let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
+        let total: u64 = fixed.bdevs.iter().map(|bdev| bdev.size_bytes()).sum();
+        let sync = (state == "syncing").then(|| SyncInfo {
+            // Each reactor passes over the whole volume, past the stripes of the others.
+            copied_bytes: usages.iter().filter_map(|u| u.copied_blocks).sum::<u64>()
+                * u64::from(fixed.bdevs.first().map_or(512, |bdev| bdev.block_size()))
+                / u64::from(fixed.reactors.max(1)),
+            total_bytes: total,
+        });
+        let volume = |(bdev, shared): (&Arc<Bdev>, &Arc<VolumeShared>)| VolumeInfo {
+            name: bdev.name().to_string(),
+            bdev: shared.base.name().to_string(),
+            uuid: bdev.uuid(),
+            num_blocks: bdev.num_blocks(),
+            block_size: bdev.block_size(),
+        };
+        let (ack, policy, peer) = match &options.role {
+            RoleOptions::Primary(p) => (ack_name(p.ack), policy_name(p.on_link_loss), p.peer),
+            RoleOptions::Secondary(s) => ("", "", s.listen),
+        };
+        Ok(GroupInfo {
+            name: fixed.name.clone(),
+            uuid: fixed.uuid,
+            role: if is_primary { GroupRole::Primary } else { GroupRole::Secondary },
+            state,
+            epoch: newest.0,
+            committed_epoch: record.committed.0,
+            generation: record.generation.0,
+            ack,
+            on_link_loss: policy,
+            volumes: fixed.bdevs.iter().zip(&fixed.volumes).map(volume).collect(),
+            peer: peer.to_string(),
+            connected,
+            sent_bytes: sum(|u| u.sent_bytes) + control_sent,
+            lag_bytes: sum(|u| u.lag_bytes),
+            dirty_bytes: sum(|u| u.dirty_bytes),
+            buffer: BufferInfo {
+                undo_bytes: sum(|u| u.undo_bytes),
+                overlay_bytes: sum(|u| u.overlay_bytes),
+                pinned_bytes: sum(|u| u.redo_bytes),
+                limit_bytes: fixed.quota.limit_bytes(),
+            },
+            sync,
+            error,
+        })
+    }
+}
+
+/// Keeps changed options with those that made the group, so that a saved configuration has them.
+fn keep(role: &mut RoleOptions, changes: Changes) {
+    match role {
+        RoleOptions::Primary(primary) => {
+            primary.ack = changes.ack.unwrap_or(primary.ack);
+            primary.on_link_loss = changes.on_link_loss.unwrap_or(primary.on_link_loss);
+            primary.checkpoint_timeout_ms =
+                changes.checkpoint_timeout_ms.unwrap_or(primary.checkpoint_timeout_ms);
+            primary.checkpoint_interval_ms =
+                changes.checkpoint_interval_ms.unwrap_or(primary.checkpoint_interval_ms);
+        }
+        RoleOptions::Secondary(secondary) => {
+            secondary.buffer_limit_bytes = changes.buffer_limit_bytes.unwrap_or(secondary.buffer_limit_bytes);
+        }
+    }
+}
+
+fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
+    let milliseconds = |duration: Duration| duration.as_millis() as u32;
+    match &fixed.role {
+        RoleOptions::Primary(options) => Machine::Primary(PrimaryGroup::new(
+            PrimaryGroupConfig {
+                reactors: fixed.reactors,
+                checkpoint_timeout_ms: options.checkpoint_timeout_ms,
+                checkpoint_interval_ms: options.checkpoint_interval_ms,
+                connect_timeout_ms: milliseconds(CONNECT_TIMEOUT),
+            },
+            record,
+        )),
+        RoleOptions::Secondary(_) => Machine::Secondary(SecondaryGroup::new(
+            SecondaryGroupConfig {
+                reactors: fixed.reactors,
+                buffer: fixed.buffer,
+                failover_timeout_ms: milliseconds(FAILOVER_TIMEOUT),
+            },
+            record,
+        )),
+    }
+}
+
+/// What the metadata file says of this group, and of this node.
+fn recorded(
+    store: &Store,
+    uuid: Uuid,
+    options: &GroupOptions,
+    bases: &[Arc<Bdev>],
+) -> Result<(GroupRecord, Uuid), ReplicationError> {
+    let Some(record) = store.record() else {
+        let fresh = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
+        return Ok((fresh, Uuid::from_u64_pair(claim::nonce(), claim::nonce())));
+    };
+    let other = |text: String| Err(ReplicationError::OtherGroup(text));
+    if record.group != uuid {
+        return other(describe_file(store.path(), record));
+    }
+    if record.volumes.len() != options.volumes.len() {
+        return other(format!("it has {} volumes", record.volumes.len()));
+    }
+    for ((known, volume), base) in record.volumes.iter().zip(&options.volumes).zip(bases) {
+        if known.name != volume.name {
+            return other(format!("its volume is `{}`, not `{}`", known.name, volume.name));
+        }
+        if (known.num_blocks, known.block_size) != (base.num_blocks(), base.block_size()) {
+            return other(format!("its volume `{}` had another size", known.name));
+        }
+    }
+    let promoted = record.role == FileRole::Primary && primary(&options.role).is_none();
+    Ok((
+        GroupRecord {
+            generation: record.generation,
+            committed: record.committed_epoch,
+            newest: record.committed_epoch,
+            inconsistent: !record.consistent,
+            promoted,
+        },
+        record.node,
+    ))
+}
+
+fn describe_file(path: &Path, record: &Record) -> String {
+    format!("{} is of group {}", path.display(), record.group)
+}

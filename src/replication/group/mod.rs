@@ -1,0 +1,22 @@
+//! Groups: what an operator commands, and what carries out a group machine's outputs.
+//!
+//! * [`Groups`] is the list of a node's groups, for the control thread; [`GroupOptions`] and [`GroupInfo`] are what it
+//!   takes and gives. Its calls wait, at most as long as the command's deadline.
+//! * `home`: the group machine on the group's home reactor ([`HOME`]), with its timers, its durable record and its
+//!   control connection. Orders go to the shards of all reactors (`orders`) as messages, and come back as messages.
+//! * `dial` is the primary's way to a session, `accept` the secondary's; both end in data connections that are given
+//!   to the shards.
+
+mod accept;
+mod claim;
+mod dial;
+mod home;
+mod list;
+mod options;
+mod orders;
+
+pub use list::Groups;
+pub use options::*;
+
+/// The reactor where groups live. They do little there: a few messages for each checkpoint.
+const HOME: usize = 0;

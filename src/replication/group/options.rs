@@ -1,0 +1,197 @@
+//! What a group is made of, what it tells of itself, and how its commands fail.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::bdev::BdevError;
+use crate::reactor::CallError;
+use crate::replication::core::{AckMode, GroupError, OnLinkLoss};
+use crate::replication::link::ListenError;
+use crate::replication::metadata::MetadataError;
+
+/// A peer that was not heard of for so long is gone: longer than any pause of a healthy node, shorter than a guest's
+/// patience (30 s with Linux).
+pub const PEER_TIMEOUT: Duration = Duration::from_millis(2000);
+/// How long a start waits for its peer.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a failover may take: one durable write, and a message to every reactor.
+pub const FAILOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// An I/O of the secondary's disk that takes longer is held in memory instead of waited for.
+pub const HUNG_IO: Duration = Duration::from_millis(1000);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupRole {
+    Primary,
+    Secondary,
+}
+
+#[derive(Clone, Debug)]
+pub struct VolumeOptions {
+    pub name: String,
+    /// The disk below.
+    pub bdev: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct PrimaryOptions {
+    pub peer: SocketAddr,
+    pub ack: AckMode,
+    pub on_link_loss: OnLinkLoss,
+    pub checkpoint_timeout_ms: u32,
+    /// 0: only on command.
+    pub checkpoint_interval_ms: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct SecondaryOptions {
+    pub listen: SocketAddr,
+    pub disk_buffer: bool,
+    pub buffer_limit_bytes: u64,
+    pub granule_bytes: u32,
+}
+
+#[derive(Clone, Debug)]
+pub enum RoleOptions {
+    Primary(PrimaryOptions),
+    Secondary(SecondaryOptions),
+}
+
+#[derive(Clone, Debug)]
+pub struct GroupOptions {
+    pub name: String,
+    pub volumes: Vec<VolumeOptions>,
+    pub metadata: PathBuf,
+    pub role: RoleOptions,
+    pub peer_timeout: Duration,
+}
+
+/// What of a group may change while it runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Changes {
+    pub ack: Option<AckMode>,
+    pub on_link_loss: Option<OnLinkLoss>,
+    pub checkpoint_timeout_ms: Option<u32>,
+    pub checkpoint_interval_ms: Option<u32>,
+    pub buffer_limit_bytes: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeInfo {
+    pub name: String,
+    pub bdev: String,
+    pub uuid: Uuid,
+    pub num_blocks: u64,
+    pub block_size: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct BufferInfo {
+    pub undo_bytes: u64,
+    pub overlay_bytes: u64,
+    pub pinned_bytes: u64,
+    pub limit_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SyncInfo {
+    pub copied_bytes: u64,
+    pub total_bytes: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct GroupInfo {
+    pub name: String,
+    pub uuid: Uuid,
+    pub role: GroupRole,
+    pub state: &'static str,
+    pub epoch: u64,
+    pub committed_epoch: u64,
+    pub generation: u64,
+    pub ack: &'static str,
+    pub on_link_loss: &'static str,
+    pub volumes: Vec<VolumeInfo>,
+    pub peer: String,
+    pub connected: bool,
+    pub sent_bytes: u64,
+    pub lag_bytes: u64,
+    /// An upper bound of the bytes that the peer lacks.
+    pub dirty_bytes: u64,
+    pub buffer: BufferInfo,
+    /// While a full sync runs.
+    pub sync: Option<SyncInfo>,
+    pub error: Option<String>,
+}
+
+/// Why a command of replication failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    #[error("no replication group is named `{0}`; replication_get_groups lists those that exist")]
+    NotFound(String),
+    #[error("a replication group named `{0}` exists already")]
+    Exists(String),
+    #[error("{0}")]
+    Invalid(String),
+    #[error("group `{0}` is a {1}: the command is for the other role")]
+    Role(String, &'static str),
+    #[error("the metadata file belongs to another group: {0}")]
+    OtherGroup(String),
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    #[error("{error}: {detail}")]
+    Peer { error: GroupError, detail: String },
+    #[error(transparent)]
+    Bdev(#[from] BdevError),
+    #[error(transparent)]
+    Metadata(#[from] MetadataError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
+    Reactor(#[from] CallError),
+}
+
+pub(super) fn ack_name(ack: AckMode) -> &'static str {
+    match ack {
+        AckMode::Local => "local",
+        AckMode::Received => "received",
+        AckMode::Applied => "applied",
+    }
+}
+
+pub(super) fn policy_name(policy: OnLinkLoss) -> &'static str {
+    match policy {
+        OnLinkLoss::Continue => "continue",
+        OnLinkLoss::Block => "block",
+    }
+}
+
+/// The identity that both nodes give a thing of the same name: FNV-1a of 128 bits, as a UUID of version 8.
+pub(super) fn identity(parts: &[&str]) -> Uuid {
+    const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let mut hash = BASIS;
+    for part in parts {
+        for byte in part.bytes().chain([0]) {
+            hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+        }
+    }
+    uuid::Builder::from_custom_bytes(hash.to_be_bytes()).into_uuid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_depend_on_every_part_and_on_its_borders() {
+        let one = identity(&["g0", "v0"]);
+        assert_eq!(one, identity(&["g0", "v0"]));
+        assert_ne!(one, identity(&["g0", "v1"]));
+        assert_ne!(one, identity(&["g0v", "0"]));
+        assert_eq!(one.get_version_num(), 8);
+    }
+}
