@@ -76,8 +76,8 @@ impl FromIterator<Op> for OpSet {
 
 /// Gets an I/O back when it ended. Called from the reactor's loop, never inside `submit`.
 pub trait IoOwner {
-    /// `io.result` tells the outcome. `io.data` still holds the buffers, except after a removal or an abort whose
-    /// device has not returned them: then the lists are empty.
+    /// `io.result` tells the outcome. `io.data` still holds the buffers, except after the removal of a device that
+    /// has not returned them: then the lists are empty.
     fn io_done(self: Rc<Self>, io: Box<Io>);
 }
 

