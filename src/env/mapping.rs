@@ -50,6 +50,10 @@ impl Mapping {
     /// access can't fail for want of one.
     pub fn new(len: usize) -> std::io::Result<Mapping> {
         let len = len.max(1);
+        if len > isize::MAX as usize - GIB {
+            // No address space holds it, and rounding up to whole pages must not overflow.
+            return Err(std::io::ErrorKind::OutOfMemory.into());
+        }
         if len.is_multiple_of(GIB)
             && let Ok(mapping) = Mapping::huge(len, PageKind::Huge1Gib)
         {
