@@ -149,8 +149,8 @@ impl Device for Delay {
         "delay"
     }
 
-    fn supports(&self, _op: Op) -> bool {
-        true
+    fn supports(&self, op: Op) -> bool {
+        stacked::supports(&self.base, op)
     }
 
     fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {

@@ -161,8 +161,8 @@ impl Device for ErrorDevice {
         "Error Injection Disk"
     }
 
-    fn supports(&self, _op: Op) -> bool {
-        true
+    fn supports(&self, op: Op) -> bool {
+        stacked::supports(&self.base, op)
     }
 
     fn open_channel(&self, _bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {

@@ -14,7 +14,7 @@ use super::channel::Channel;
 use super::device::{Bdev, BdevOptions, Device};
 use super::error::BdevError;
 use super::flight::IoId;
-use super::io::{Io, IoOwner};
+use super::io::{Io, IoOwner, Op};
 
 /// Makes a bdev of `base`'s geometry over it. `module` is who claims the base.
 pub(super) fn create(
@@ -42,6 +42,11 @@ pub(super) fn create(
             Err(error)
         }
     }
+}
+
+/// What a stacked device says of itself: front-ends offer deallocation only where it saves something.
+pub(super) fn supports(base: &Bdev, op: Op) -> bool {
+    op != Op::Unmap || base.device().supports(op)
 }
 
 struct Parent {

@@ -471,6 +471,18 @@ fn aborts_reach_ios_that_wait_for_tokens() {
 }
 
 #[test]
+fn a_stacked_bdev_unmaps_by_itself_only_if_its_base_does() {
+    let set = reactors(1);
+    let plain = Bdev::new(options("P", 100, 512), Box::new(ReadWriteOnly::default())).expect("plain");
+    let over_plain = passthru::create("Q", uuid::Uuid::new_v4(), &plain).expect("passthru");
+    let over_ram = passthru::create("S", uuid::Uuid::new_v4(), &ram("R", 100)).expect("passthru");
+    assert!(over_ram.device().supports(Op::Unmap) && !over_plain.device().supports(Op::Unmap));
+    run_one(&set, 0, &over_plain, Req::write(0, 10, BLOCK, 1));
+    assert_eq!(run_one(&set, 0, &over_plain, Req::new(Op::Unmap, 0, 10)).result, Ok(()));
+    assert_eq!(run_one(&set, 0, &over_plain, Req::read(0, 10, BLOCK)).data, vec![0; 10 * BLOCK]);
+}
+
+#[test]
 fn a_stacked_bdev_passes_ios_follows_its_base_and_goes_with_it() {
     let set = reactors(2);
     let registry = Registry::new();
