@@ -153,3 +153,22 @@ fn dump(node: &Node) -> Value {
         .collect();
     json!({"subsystems": parts})
 }
+
+#[test]
+fn the_pair_of_configurations_starts_and_gets_in_step() {
+    let dir = tempfile::tempdir().expect("a folder");
+    sparse(dir.path().join("primary.img"));
+    sparse(dir.path().join("secondary.img"));
+    let link = free_port();
+    let secondary = adapted("secondary.json", dir.path(), &[("4421", free_port()), ("4500", link)]);
+    let primary = adapted("primary.json", dir.path(), &[("4420", free_port()), ("4500", link)]);
+    let secondary = Node::builder("secondary").cores("1").config(&secondary).start();
+    let primary = Node::builder("primary").config(&primary).start();
+    for node in [&primary, &secondary] {
+        common::wait_until("the pair is in step", Duration::from_secs(30), || {
+            node.rpc("replication_get_groups", json!({"name": "g0"}))[0]["state"] == "running"
+        });
+    }
+    let shown = lockstep(&["status", "--socket", socket_of(&primary), "--socket", socket_of(&secondary)]);
+    assert!(shown.status.success() && words(&shown.stdout).contains("running"), "{}", words(&shown.stdout));
+}

@@ -9,9 +9,11 @@ use common::node::{Node, free_port};
 use lockstep::control::families;
 use lockstep::control::registry::{Callable, Family, Method};
 use serde_json::{Value, json};
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 const INTRODUCTION: &str = "\
 # RPC reference
@@ -147,22 +149,29 @@ fn difference(path: &str, shown: &Value, given: &Value) -> Option<String> {
 /// A node on which the examples run, with what they speak of: ports and files of the page stand for free ones.
 struct Stage {
     node: Node,
+    /// The other node of the replication groups: g0's secondary, and g1's primary.
+    partner: Node,
     substitutes: Vec<(String, String)>,
+    link_port: u16,
+    /// Of the checkpoint prepared last, where an example speaks of one.
+    epoch: Cell<u64>,
 }
 
 impl Stage {
     fn new() -> Stage {
         let node = Node::builder("reference").argument("--wait-for-rpc").start();
+        let partner = Node::builder("partner").start();
+        let link_port = free_port();
         let substitutes = vec![
             ("4420".to_string(), free_port().to_string()),
-            ("4500".to_string(), free_port().to_string()),
+            ("4500".to_string(), link_port.to_string()),
             ("/var/lib/lockstep".to_string(), node.dir().display().to_string()),
         ];
         for file in ["disk0.img", "disk1.img"] {
             let created = std::fs::File::create(node.dir().join(file));
             created.and_then(|file| file.set_len(16 << 20)).expect("a sparse file");
         }
-        Stage { node, substitutes }
+        Stage { node, partner, substitutes, link_port, epoch: Cell::new(0) }
     }
 
     fn to_stage(&self, text: &str) -> String {
@@ -173,15 +182,76 @@ impl Stage {
         self.substitutes.iter().fold(text.to_string(), |text, (page, stage)| text.replace(stage, page))
     }
 
+    /// What an example needs that no example before it made.
+    fn prepare_for(&self, method: &str) {
+        let prepare = || {
+            let answer = self.node.rpc("replication_prepare_checkpoint", json!({"group": "g0"}));
+            self.epoch.set(answer["epoch"].as_u64().expect("an epoch"));
+        };
+        match method {
+            "replication_start" => {
+                self.disk(&self.partner, "Disk0");
+                self.secondary(&self.partner, "g0", "v0", "Disk0", self.link_port);
+            }
+            "replication_set_options" => wait_running(&self.node, "g0"),
+            "replication_commit_checkpoint" => prepare(),
+            "replication_failover" => self.be_secondary_of_g1(),
+            _ => {}
+        }
+    }
+
+    fn disk(&self, node: &Node, name: &str) {
+        node.rpc("bdev_malloc_create", json!({"name": name, "num_blocks": 16384, "block_size": 512}));
+    }
+
+    fn secondary(&self, node: &Node, group: &str, volume: &str, disk: &str, port: u16) {
+        node.rpc(
+            "replication_group_create",
+            json!({"name": group, "role": "secondary", "volumes": [{"name": volume, "bdev": disk}],
+                   "metadata": node.dir().join(group).display().to_string(),
+                   "listen": {"transport": "tcp", "address": "127.0.0.1", "port": port}}),
+        );
+        node.rpc("replication_start", json!({"group": group}));
+    }
+
+    fn be_secondary_of_g1(&self) {
+        let port = free_port();
+        self.disk(&self.node, "Disk1");
+        self.disk(&self.partner, "Disk1");
+        self.secondary(&self.node, "g1", "v1", "Disk1", port);
+        self.partner.rpc(
+            "replication_group_create",
+            json!({"name": "g1", "role": "primary", "volumes": [{"name": "v1", "bdev": "Disk1"}],
+                   "metadata": self.partner.dir().join("g1").display().to_string(),
+                   "peer": {"transport": "tcp", "address": "127.0.0.1", "port": port}}),
+        );
+        self.partner.rpc("replication_start", json!({"group": "g1"}));
+        wait_running(&self.node, "g1");
+        wait_running(&self.partner, "g1");
+    }
+
     fn run(&self, method: &Method) -> Value {
-        let params = if method.example.is_empty() {
+        self.prepare_for(method.name);
+        let mut params = if method.example.is_empty() {
             Value::Null
         } else {
             serde_json::from_str(&self.to_stage(method.example)).expect("JSON")
         };
+        if let Some(epoch) = params.get_mut("epoch") {
+            *epoch = self.epoch.get().into();
+        }
         let answer = self.node.rpc(method.name, params);
+        if method.name == "replication_prepare_checkpoint" {
+            self.epoch.set(answer["epoch"].as_u64().expect("an epoch"));
+        }
         serde_json::from_str(&self.to_page(&answer.to_string())).expect("JSON")
     }
+}
+
+fn wait_running(node: &Node, group: &str) {
+    common::wait_until("the group is in step", Duration::from_secs(30), || {
+        node.rpc("replication_get_groups", json!({"name": group}))[0]["state"] == "running"
+    });
 }
 
 /// Runs every example; the one that ends the node comes last.

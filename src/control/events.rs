@@ -11,7 +11,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub const HISTORY: usize = 1024;
 
 /// Every type of event there is.
-pub const TYPES: &[&str] = &["bdev_register", "bdev_unregister"];
+pub const TYPES: &[&str] = &[
+    "bdev_register",
+    "bdev_unregister",
+    "replication_buffer_overrun",
+    "replication_buffer_watermark",
+    "replication_checkpoint_failed",
+    "replication_disk_healed",
+    "replication_drain_failed",
+    "replication_drained",
+    "replication_fenced",
+    "replication_hung_disk",
+    "replication_link_lost",
+    "replication_peer_failed",
+    "replication_promoted",
+    "replication_sync_failed",
+    "replication_sync_finished",
+    "replication_sync_started",
+];
 
 /// One event as it goes out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -5,12 +5,14 @@
 use super::error::RpcError;
 use super::events::Events;
 use super::logging::Log;
-use super::methods;
+use super::methods::{self, Sync};
 use super::registry::Registry;
 use crate::bdev::nvme::NvmeHost;
 use crate::bdev::{Registry as Bdevs, RegistryEvent};
 use crate::reactor::ReactorSet;
+use crate::replication::group::Groups;
 use crate::target::nvmf::{Target, TargetError};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What methods are told apart by: see [`super::registry::Callable`].
@@ -45,6 +47,8 @@ pub struct Node {
     reactors: Arc<ReactorSet>,
     bdevs: Arc<Bdevs>,
     nvme_host: NvmeHost,
+    groups: Groups,
+    started_groups: Mutex<BTreeMap<String, Sync>>,
     nvmf: Arc<Target>,
 }
 
@@ -73,6 +77,9 @@ impl Node {
             history.post(kind, bdev.name());
         });
         let nvme_host = NvmeHost::new(bdevs.clone(), reactors.clone())?;
+        let history = events.clone();
+        let groups =
+            Groups::new(reactors.clone(), bdevs.clone(), move |kind, context| history.post(kind, context));
         let nvmf = Target::new(reactors.clone(), bdevs.clone())?;
         Ok(Arc::new(Node {
             registry: Registry::new(methods::families()),
@@ -83,6 +90,8 @@ impl Node {
             reactors,
             bdevs,
             nvme_host,
+            groups,
+            started_groups: Mutex::default(),
             nvmf,
         }))
     }
@@ -115,6 +124,17 @@ impl Node {
     /// The targets that it uses.
     pub fn nvme_host(&self) -> &NvmeHost {
         &self.nvme_host
+    }
+
+    /// Its replication groups.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// Those that were started and not stopped, and how their disks were made equal.
+    pub fn started_groups(&self) -> MutexGuard<'_, BTreeMap<String, Sync>> {
+        // Each change is one insertion or removal: whole whatever panicked.
+        self.started_groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its NVMe-oF target.

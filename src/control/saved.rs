@@ -54,7 +54,8 @@ impl Subsystem {
                 bdevs(node).into_iter().filter(|made| !made.late).map(|made| made.call).collect()
             }
             Subsystem::Replication => {
-                bdevs(node).into_iter().filter(|made| made.late).map(|made| made.call).collect()
+                let late = bdevs(node).into_iter().filter(|made| made.late).map(|made| made.call);
+                methods::dump_replication(node).into_iter().chain(late).collect()
             }
             Subsystem::Nvmf => methods::dump_nvmf(node.nvmf()),
         };

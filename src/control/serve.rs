@@ -141,6 +141,7 @@ fn end(node: &Arc<Node>, server: Server) -> Result<(), ServeError> {
         Ok(false) => tracing::warn!("commands of hosts were still in flight after {HOSTS_DEADLINE:?}"),
         Err(error) => tracing::warn!(%error, "hosts could not be disconnected in order"),
     }
+    node.groups().delete_all();
     let unflushed = flush::flush_all(node, FLUSH_DEADLINE);
     node.nvme_host().stop();
     node.reactors().stop();

@@ -12,9 +12,11 @@ mod log;
 mod notify;
 mod nvmf;
 mod reactors;
+mod replication;
 
 pub use bdev_nvme::configured as configured_controller;
 pub use nvmf::dump as dump_nvmf;
+pub use replication::{Sync, dump as dump_replication};
 
 use super::error::RpcError;
 use super::registry::Family;
@@ -32,6 +34,7 @@ pub fn families() -> Vec<Family> {
         bdev_nvme::family(),
         notify::family(),
         nvmf::delete_family(),
+        replication::family(),
         bdev_create::delete_family(),
     ]
 }

@@ -1,0 +1,657 @@
+//! Replication groups: what an orchestrator commands.
+//!
+//! Every call ends by its own deadline, with an error that names what did not answer; a call that waits holds up
+//! nobody but its own client.
+
+use crate::control::error::RpcError;
+use crate::control::node::Node;
+use crate::control::params::{choice, params};
+use crate::control::registry::{Callable, Family, Method};
+use crate::control::saved::call;
+use crate::replication::Epoch;
+use crate::replication::core::{AckMode, GroupError, Keep, OnLinkLoss, SyncMode};
+use crate::replication::group::{
+    Changes, GroupInfo, GroupOptions, PEER_TIMEOUT, PrimaryOptions, ReplicationError, RoleOptions,
+    SecondaryOptions, VolumeOptions,
+};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The only transport of a link.
+const TRANSPORT: &str = "tcp";
+const MIB: u64 = 1 << 20;
+const KIB: u32 = 1 << 10;
+/// What SPDK's and QEMU's users call a pause that a guest does not notice.
+const DEFAULT_CHECKPOINT_TIMEOUT_MS: u32 = 1000;
+/// Longest wait that a caller may ask for: beyond it a connection that waits is only in the way.
+const MAX_TIMEOUT_MS: u32 = 600_000;
+/// A minute of random 4 KiB writes at 2000 a second.
+const DEFAULT_BUFFER_LIMIT_MB: u64 = 512;
+/// Most hosts write 4 KiB or more at once; coarser granules copy more than is written.
+const DEFAULT_GRANULE_KB: u32 = 4;
+
+choice! {
+    /// A node's part in a group.
+    pub enum Role {
+        /// Serves hosts and forwards their writes.
+        Primary = "primary",
+        /// Follows.
+        Secondary = "secondary",
+    }
+}
+
+choice! {
+    /// When a write is acknowledged to its host.
+    pub enum Ack {
+        /// On the local disk, and on its way.
+        Local = "local",
+        /// On the local disk, and in the secondary's memory.
+        Received = "received",
+        /// On both disks.
+        Applied = "applied",
+    }
+}
+
+impl Ack {
+    fn mode(self) -> AckMode {
+        match self {
+            Ack::Local => AckMode::Local,
+            Ack::Received => AckMode::Received,
+            Ack::Applied => AckMode::Applied,
+        }
+    }
+}
+
+choice! {
+    /// What a primary does with writes while its peer is away.
+    pub enum LinkLoss {
+        /// Goes on alone.
+        Continue = "continue",
+        /// Lets them wait.
+        Block = "block",
+    }
+}
+
+impl LinkLoss {
+    fn policy(self) -> OnLinkLoss {
+        match self {
+            LinkLoss::Continue => OnLinkLoss::Continue,
+            LinkLoss::Block => OnLinkLoss::Block,
+        }
+    }
+}
+
+choice! {
+    /// How the disks become equal.
+    pub enum Sync {
+        /// The primary's is copied.
+        Full = "full",
+        /// They are.
+        None = "none",
+    }
+}
+
+impl Sync {
+    fn mode(self) -> SyncMode {
+        match self {
+            Sync::Full => SyncMode::Full,
+            Sync::None => SyncMode::None,
+        }
+    }
+}
+
+choice! {
+    /// What a failover promises.
+    pub enum KeepWord {
+        /// Every write that reached this node.
+        Latest = "latest",
+        /// The last committed checkpoint.
+        Checkpoint = "checkpoint",
+        /// What this node's own VM saw and wrote.
+        Overlay = "overlay",
+    }
+}
+
+params! {
+    /// An end of the link.
+    pub struct Endpoint {
+        /// `tcp`.
+        transport: String,
+        /// Numeric IP address.
+        address: IpAddr,
+        /// Port.
+        port: u16,
+    }
+}
+
+impl Endpoint {
+    fn socket(&self, name: &str) -> Result<SocketAddr, RpcError> {
+        match self.transport.eq_ignore_ascii_case(TRANSPORT) {
+            true => Ok(SocketAddr::new(self.address, self.port)),
+            false => Err(RpcError::invalid_params(format!(
+                "'{name}.transport': there is no transport '{}', only {TRANSPORT}",
+                self.transport
+            ))),
+        }
+    }
+}
+
+params! {
+    /// A volume of a group.
+    pub struct Volume {
+        /// Its name, the same on both nodes. The volume is a bdev of this name.
+        name: String,
+        /// The disk below, which the group claims.
+        bdev: String,
+    }
+}
+
+params! {
+    /// Parameters of `replication_group_create`.
+    pub struct GroupCreate {
+        /// Name, the same on both nodes.
+        name: String,
+        /// This node's part.
+        role: Role,
+        /// The volumes that checkpoint together, in the same order on both nodes.
+        volumes: Vec<Volume>,
+        /// A file for the group's record: generation, epoch, role. It must survive a reboot.
+        metadata: String,
+        /// Primary: where the secondary listens.
+        peer: Option<Endpoint>,
+        /// Secondary: where to listen for the primary.
+        listen: Option<Endpoint>,
+        /// Primary: when a write is acknowledged to its host: `local` when it is on the local disk and on its way,
+        /// `received` when the secondary has it in memory too, `applied` when it is on both disks. Default: `applied`.
+        ack: Option<Ack>,
+        /// Primary: whether writes go on or wait while the peer is away. Default: `continue`.
+        on_link_loss: Option<LinkLoss>,
+        /// Primary: longest time for a checkpoint whose caller gives none, ms. Default: 1000.
+        checkpoint_timeout_ms: Option<u32>,
+        /// Primary: checkpoint by itself this often, ms; 0: only when told to. Default: 0.
+        checkpoint_interval_ms: Option<u32>,
+        /// Secondary: keep what checkpoints need. Without it only `keep: latest` can be promised. Default: `true`.
+        disk_buffer: Option<bool>,
+        /// Secondary: most memory for the disk buffer, MiB. Default: 512.
+        buffer_limit_mb: Option<u64>,
+        /// Secondary: what is kept of a write is a multiple of this, KiB, a power of two up to 1024. Default: 4.
+        granule_kb: Option<u32>,
+    }
+}
+
+params! {
+    /// Only a group.
+    pub struct Group {
+        /// The group.
+        group: String,
+    }
+}
+
+params! {
+    /// Parameters of `replication_start`.
+    pub struct Start {
+        /// The group.
+        group: String,
+        /// `full` copies the primary's volumes to the secondary while they are in use; `none` is for disks that are
+        /// known to be equal. The primary's word counts. Default: `full`.
+        sync: Option<Sync>,
+    }
+}
+
+params! {
+    /// Parameters of `replication_stop`.
+    pub struct Stop {
+        /// The group.
+        group: String,
+        /// On a secondary: take over with what its own VM saw, as `replication_failover` with `overlay`.
+        /// Default: `false`.
+        failover: Option<bool>,
+    }
+}
+
+params! {
+    /// Parameters of `replication_prepare_checkpoint` and `replication_do_checkpoint`.
+    pub struct Checkpoint {
+        /// The group.
+        group: String,
+        /// Longest time, ms, 600000 at most. Default: the group's.
+        timeout_ms: Option<u32>,
+    }
+}
+
+params! {
+    /// Parameters of `replication_commit_checkpoint` and `replication_abort_checkpoint`.
+    pub struct Prepared {
+        /// The group.
+        group: String,
+        /// The epoch that `replication_prepare_checkpoint` returned.
+        epoch: u64,
+    }
+}
+
+params! {
+    /// Parameters of `replication_failover`.
+    pub struct Failover {
+        /// The group.
+        group: String,
+        /// What the volumes become: `latest`, every write that reached this node, for hosts that go on;
+        /// `checkpoint`, exactly the last committed checkpoint, for a VM restored from it; `overlay`, exactly what this
+        /// node's own VM saw and wrote, for a VM that ran meanwhile.
+        keep: KeepWord,
+    }
+}
+
+params! {
+    /// Parameters of `replication_get_groups`.
+    pub struct GetGroups {
+        /// Only this group. Default: all of them.
+        name: Option<String>,
+    }
+}
+
+params! {
+    /// Parameters of `replication_set_options`. Those left out stay as they are.
+    pub struct SetOptions {
+        /// The group.
+        group: String,
+        /// Primary: when a write is acknowledged to its host.
+        ack: Option<Ack>,
+        /// Primary: whether writes go on or wait while the peer is away.
+        on_link_loss: Option<LinkLoss>,
+        /// Primary: longest time for a checkpoint whose caller gives none, ms.
+        checkpoint_timeout_ms: Option<u32>,
+        /// Primary: checkpoint by itself this often, ms; 0: only when told to.
+        checkpoint_interval_ms: Option<u32>,
+        /// Secondary: most memory for the disk buffer, MiB.
+        buffer_limit_mb: Option<u64>,
+    }
+}
+
+/// Errors of the commands to a group.
+const GROUP_ERRORS: &[(i32, &str)] = &[
+    (-19, "no group has this name"),
+    (-95, "the command is for the other role"),
+    (-1, "the group's state does not allow it now"),
+];
+/// Errors of the steps of a checkpoint.
+const CHECKPOINT_ERRORS: &[(i32, &str)] = &[
+    (-19, "no group has this name"),
+    (-95, "the command is for the primary"),
+    (-1, "the group's state does not allow it now, or another checkpoint is under way"),
+    (
+        -110,
+        "the deadline passed; the message names what hung: peer, link, disk or reactor. The epoch goes on",
+    ),
+    (-107, "the link was lost; the epoch goes on"),
+];
+
+/// The methods of this file.
+pub fn family() -> Family {
+    Family {
+        title: "Replication",
+        about: "A group of volumes is kept in step on two nodes. Make the group on both, start the secondary, then the \
+                primary. A checkpoint is a point to which the secondary can return: prepare it, release what waited for \
+                it when it is committed. A volume is a bdev of its own name on both nodes. These methods are \
+                Lockstep's own.",
+        methods: vec![
+            Method::new("replication_group_create", Callable::Runtime, create)
+                .summary("Makes a group and its volumes. Nothing is replicated before it is started.")
+                .errors(&[
+                    (-17, "a group or bdev of this name exists"),
+                    (-19, "no bdev has the name of a disk"),
+                    (-1, "a disk is in use; the message names by what"),
+                    (-22, "a parameter is not possible"),
+                    (-98, "the address is in use"),
+                    (-5, "the metadata file cannot be used"),
+                ])
+                .example(
+                    r#"{"name": "g0", "role": "primary", "volumes": [{"name": "v0", "bdev": "Malloc0"}],
+                        "metadata": "/var/lib/lockstep/g0.meta", "ack": "applied", "checkpoint_timeout_ms": 1000,
+                        "peer": {"transport": "tcp", "address": "127.0.0.1", "port": 4500}}"#,
+                ),
+            Method::new("replication_start", Callable::Runtime, start)
+                .summary(
+                    "Begins to replicate. On the primary it returns when the peer has answered; the full copy goes on \
+                     after that, its progress is in `replication_get_groups`. On the secondary it returns at once.",
+                )
+                .errors(&[
+                    (-19, "no group has this name"),
+                    (-110, "the peer did not answer in time"),
+                    (-111, "the peer refuses; the message says why"),
+                    (-1, "the group is started already"),
+                ])
+                .example(r#"{"group": "g0", "sync": "full"}"#),
+            Method::new("replication_get_groups", Callable::Runtime, get_groups)
+                .summary("Shows groups.")
+                .result(
+                    "Array of `name`, `uuid`, `role`, `state`, `epoch`, `committed_epoch`, `generation`, `ack`, \
+                     `on_link_loss`, `volumes` (`name`, `bdev`, `uuid`, `num_blocks`, `block_size`), `peer`, `connected`, \
+                     `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
+                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `sync` (`copied_bytes`, `total_bytes`, while a full \
+                     copy runs), `error`.",
+                )
+                .errors(&[(-19, "no group has this name")])
+                .example(r#"{"name": "g0"}"#),
+            Method::new("replication_set_options", Callable::Runtime, set_options)
+                .summary("Changes what may change while a group runs.")
+                .errors(GROUP_ERRORS)
+                .example(r#"{"group": "g0", "ack": "received", "checkpoint_timeout_ms": 2000}"#),
+            Method::new("replication_prepare_checkpoint", Callable::Runtime, prepare)
+                .summary(
+                    "Closes the present epoch and returns when the secondary has every write of it. Writes go on, into \
+                     the next epoch.",
+                )
+                .result("`epoch`: to commit or abort.")
+                .errors(CHECKPOINT_ERRORS)
+                .example(r#"{"group": "g0", "timeout_ms": 1000}"#),
+            Method::new("replication_abort_checkpoint", Callable::Runtime, abort)
+                .summary("Gives a prepared checkpoint up: its epoch goes on.")
+                .errors(CHECKPOINT_ERRORS)
+                .example(r#"{"group": "g0", "epoch": 2}"#),
+            Method::new("replication_commit_checkpoint", Callable::Runtime, commit)
+                .summary("Makes a prepared checkpoint the one to return to, durably, and drops what the buffer held.")
+                .errors(CHECKPOINT_ERRORS)
+                .example(r#"{"group": "g0", "epoch": 3}"#),
+            Method::new("replication_do_checkpoint", Callable::Runtime, do_checkpoint)
+                .summary("Prepares and commits in one.")
+                .result("`epoch`: the one committed; `duration_us`.")
+                .errors(CHECKPOINT_ERRORS)
+                .example(r#"{"group": "g0", "timeout_ms": 1000}"#),
+            Method::new("replication_get_sent_bytes", Callable::Runtime, get_sent_bytes)
+                .summary("Tells how much went over the link.")
+                .result("`sent_bytes`.")
+                .errors(&[(-19, "no group has this name")])
+                .example(r#"{"group": "g0"}"#),
+            Method::new("replication_get_error", Callable::Runtime, get_error)
+                .summary("Tells what is wrong with a group.")
+                .result("`error`: a text, or null.")
+                .errors(&[(-19, "no group has this name")])
+                .example(r#"{"group": "g0"}"#),
+            Method::new("replication_failover", Callable::Runtime, failover)
+                .summary(
+                    "Makes a secondary the node that serves: the generation rises durably, older messages are refused, \
+                     and the promised content is writable at once. What the buffer still holds goes to the disk in the \
+                     background.",
+                )
+                .result("`generation`: the new one; `writable_after_us`.")
+                .errors(&[
+                    (-19, "no group has this name"),
+                    (-95, "the node is the primary, or the group cannot promise this"),
+                    (-1, "the group's state does not allow it now"),
+                    (-5, "the record could not be written"),
+                ])
+                .example(r#"{"group": "g1", "keep": "latest"}"#),
+            Method::new("replication_stop", Callable::Runtime, stop)
+                .summary("Ends the session with the peer. The volumes stay.")
+                .errors(GROUP_ERRORS)
+                .example(r#"{"group": "g0"}"#),
+            Method::new("replication_group_delete", Callable::Runtime, delete)
+                .summary("Deletes a group: its volumes go away, its disks are free. The metadata file stays.")
+                .errors(&[(-19, "no group has this name"), (-1, "a volume is in use")])
+                .example(r#"{"group": "g0"}"#),
+        ],
+    }
+}
+
+impl From<ReplicationError> for RpcError {
+    fn from(error: ReplicationError) -> RpcError {
+        let errno = match &error {
+            ReplicationError::NotFound(_) => Errno::NODEV,
+            ReplicationError::Exists(_) | ReplicationError::OtherGroup(_) => Errno::EXIST,
+            ReplicationError::Invalid(_) => Errno::INVAL,
+            ReplicationError::Role(..) => Errno::OPNOTSUPP,
+            ReplicationError::Group(error) | ReplicationError::Peer { error, .. } => errno_of(*error),
+            ReplicationError::Bdev(error) => Errno::from_raw_os_error(error.errno()),
+            ReplicationError::Metadata(_) => Errno::IO,
+            ReplicationError::Listen(_) => Errno::ADDRINUSE,
+            ReplicationError::Reactor(_) => Errno::TIMEDOUT,
+        };
+        RpcError::errno(errno, error)
+    }
+}
+
+fn errno_of(error: GroupError) -> Errno {
+    match error {
+        GroupError::WrongState(_) | GroupError::Busy | GroupError::Stopped | GroupError::Fenced => {
+            Errno::PERM
+        }
+        GroupError::WrongEpoch(_) => Errno::INVAL,
+        GroupError::HungPeer(_)
+        | GroupError::HungLink(_)
+        | GroupError::HungReactor(_)
+        | GroupError::HungDisk(_)
+        | GroupError::OutcomeUnknown(_)
+        | GroupError::NoPeer => Errno::TIMEDOUT,
+        GroupError::LinkLost => Errno::NOTCONN,
+        GroupError::Refused => Errno::CONNREFUSED,
+        GroupError::Metadata | GroupError::Unrecoverable(_) => Errno::IO,
+        GroupError::Inconsistent | GroupError::NoBuffer | GroupError::ViewLost => Errno::OPNOTSUPP,
+    }
+}
+
+fn create(node: &Arc<Node>, params: GroupCreate) -> Result<bool, RpcError> {
+    let role = match params.role {
+        Role::Primary => primary(&params)?,
+        Role::Secondary => secondary(&params)?,
+    };
+    let volumes =
+        params.volumes.into_iter().map(|volume| VolumeOptions { name: volume.name, bdev: volume.bdev });
+    node.groups().create(GroupOptions {
+        name: params.name,
+        volumes: volumes.collect(),
+        metadata: PathBuf::from(params.metadata),
+        role,
+        peer_timeout: PEER_TIMEOUT,
+    })?;
+    Ok(true)
+}
+
+fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
+    for (name, given) in [
+        ("listen", params.listen.is_some()),
+        ("disk_buffer", params.disk_buffer.is_some()),
+        ("buffer_limit_mb", params.buffer_limit_mb.is_some()),
+        ("granule_kb", params.granule_kb.is_some()),
+    ] {
+        refuse_for("secondary", name, given)?;
+    }
+    let peer = params
+        .peer
+        .as_ref()
+        .ok_or_else(|| RpcError::invalid_params("'peer' is missing: a primary needs it"))?;
+    Ok(RoleOptions::Primary(PrimaryOptions {
+        peer: peer.socket("peer")?,
+        ack: params.ack.unwrap_or(Ack::Applied).mode(),
+        on_link_loss: params.on_link_loss.unwrap_or(LinkLoss::Continue).policy(),
+        checkpoint_timeout_ms: timeout(
+            "checkpoint_timeout_ms",
+            params.checkpoint_timeout_ms.unwrap_or(DEFAULT_CHECKPOINT_TIMEOUT_MS),
+        )?,
+        checkpoint_interval_ms: params.checkpoint_interval_ms.unwrap_or(0),
+    }))
+}
+
+fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
+    for (name, given) in [
+        ("peer", params.peer.is_some()),
+        ("ack", params.ack.is_some()),
+        ("on_link_loss", params.on_link_loss.is_some()),
+        ("checkpoint_timeout_ms", params.checkpoint_timeout_ms.is_some()),
+        ("checkpoint_interval_ms", params.checkpoint_interval_ms.is_some()),
+    ] {
+        refuse_for("primary", name, given)?;
+    }
+    let listen = params
+        .listen
+        .as_ref()
+        .ok_or_else(|| RpcError::invalid_params("'listen' is missing: a secondary needs it"))?;
+    let granule = params.granule_kb.unwrap_or(DEFAULT_GRANULE_KB);
+    Ok(RoleOptions::Secondary(SecondaryOptions {
+        listen: listen.socket("listen")?,
+        disk_buffer: params.disk_buffer.unwrap_or(true),
+        buffer_limit_bytes: mebibytes(
+            "buffer_limit_mb",
+            params.buffer_limit_mb.unwrap_or(DEFAULT_BUFFER_LIMIT_MB),
+        )?,
+        granule_bytes: granule
+            .checked_mul(KIB)
+            .ok_or_else(|| RpcError::invalid_params("'granule_kb' is a power of two up to 1024"))?,
+    }))
+}
+
+fn refuse_for(role: &str, name: &str, given: bool) -> Result<(), RpcError> {
+    match given {
+        true => Err(RpcError::invalid_params(format!("'{name}' is for a {role}"))),
+        false => Ok(()),
+    }
+}
+
+fn mebibytes(name: &str, value: u64) -> Result<u64, RpcError> {
+    value
+        .checked_mul(MIB)
+        .ok_or_else(|| RpcError::invalid_params(format!("'{name}' is more than there can be")))
+}
+
+fn timeout(name: &str, value: u32) -> Result<u32, RpcError> {
+    match value {
+        1..=MAX_TIMEOUT_MS => Ok(value),
+        _ => Err(RpcError::invalid_params(format!("'{name}' is 1 to {MAX_TIMEOUT_MS} ms"))),
+    }
+}
+
+fn start(node: &Arc<Node>, params: Start) -> Result<bool, RpcError> {
+    let sync = params.sync.unwrap_or(Sync::Full);
+    node.groups().start(&params.group, sync.mode())?;
+    node.started_groups().insert(params.group, sync);
+    Ok(true)
+}
+
+fn stop(node: &Arc<Node>, params: Stop) -> Result<bool, RpcError> {
+    node.groups().stop(&params.group, params.failover.unwrap_or(false))?;
+    node.started_groups().remove(&params.group);
+    Ok(true)
+}
+
+fn delete(node: &Arc<Node>, params: Group) -> Result<bool, RpcError> {
+    node.groups().delete(&params.group)?;
+    node.started_groups().remove(&params.group);
+    Ok(true)
+}
+
+fn prepare(node: &Arc<Node>, params: Checkpoint) -> Result<Value, RpcError> {
+    let limit = params.timeout_ms.map(|value| timeout("timeout_ms", value)).transpose()?;
+    let epoch = node.groups().prepare_checkpoint(&params.group, limit)?;
+    Ok(json!({"epoch": epoch.0}))
+}
+
+fn commit(node: &Arc<Node>, params: Prepared) -> Result<bool, RpcError> {
+    node.groups().commit_checkpoint(&params.group, Epoch(params.epoch))?;
+    Ok(true)
+}
+
+fn abort(node: &Arc<Node>, params: Prepared) -> Result<bool, RpcError> {
+    node.groups().abort_checkpoint(&params.group, Epoch(params.epoch))?;
+    Ok(true)
+}
+
+fn do_checkpoint(node: &Arc<Node>, params: Checkpoint) -> Result<Value, RpcError> {
+    let limit = params.timeout_ms.map(|value| timeout("timeout_ms", value)).transpose()?;
+    let (epoch, took) = node.groups().do_checkpoint(&params.group, limit)?;
+    Ok(json!({"epoch": epoch.0, "duration_us": took.as_micros() as u64}))
+}
+
+fn failover(node: &Arc<Node>, params: Failover) -> Result<Value, RpcError> {
+    let keep = match params.keep {
+        KeepWord::Latest => Keep::Latest,
+        KeepWord::Checkpoint => Keep::Checkpoint,
+        KeepWord::Overlay => Keep::Overlay,
+    };
+    let (generation, took) = node.groups().failover(&params.group, keep)?;
+    Ok(json!({"generation": generation.0, "writable_after_us": took.as_micros() as u64}))
+}
+
+fn get_groups(node: &Arc<Node>, params: GetGroups) -> Result<Vec<GroupInfo>, RpcError> {
+    Ok(node.groups().info(params.name.as_deref())?)
+}
+
+fn one(node: &Node, name: &str) -> Result<GroupInfo, RpcError> {
+    let found = node.groups().info(Some(name))?.into_iter().next();
+    found.ok_or_else(|| ReplicationError::NotFound(name.to_string()).into())
+}
+
+fn get_sent_bytes(node: &Arc<Node>, params: Group) -> Result<Value, RpcError> {
+    Ok(json!({"sent_bytes": one(node, &params.group)?.sent_bytes}))
+}
+
+fn get_error(node: &Arc<Node>, params: Group) -> Result<Value, RpcError> {
+    Ok(json!({"error": one(node, &params.group)?.error}))
+}
+
+fn set_options(node: &Arc<Node>, params: SetOptions) -> Result<bool, RpcError> {
+    let changes = Changes {
+        ack: params.ack.map(Ack::mode),
+        on_link_loss: params.on_link_loss.map(LinkLoss::policy),
+        checkpoint_timeout_ms: params
+            .checkpoint_timeout_ms
+            .map(|value| timeout("checkpoint_timeout_ms", value))
+            .transpose()?,
+        checkpoint_interval_ms: params.checkpoint_interval_ms,
+        buffer_limit_bytes: params
+            .buffer_limit_mb
+            .map(|value| mebibytes("buffer_limit_mb", value))
+            .transpose()?,
+    };
+    node.groups().set_options(&params.group, changes)?;
+    Ok(true)
+}
+
+/// The groups as the calls that make and start them again.
+pub fn dump(node: &Node) -> Vec<Value> {
+    let started = node.started_groups();
+    let mut calls = Vec::new();
+    for options in node.groups().options() {
+        calls.push(call("replication_group_create", configured(&options)));
+        if let Some(sync) = started.get(&options.name) {
+            calls.push(call("replication_start", json!({"group": options.name, "sync": sync})));
+        }
+    }
+    calls
+}
+
+fn configured(options: &GroupOptions) -> Value {
+    let endpoint = |address: &SocketAddr| json!({"transport": TRANSPORT, "address": address.ip(), "port": address.port()});
+    let volumes: Vec<Value> =
+        options.volumes.iter().map(|volume| json!({"name": volume.name, "bdev": volume.bdev})).collect();
+    let mut params = json!({"name": options.name, "volumes": volumes, "metadata": options.metadata});
+    let own = match &options.role {
+        RoleOptions::Primary(primary) => json!({
+            "role": Role::Primary,
+            "peer": endpoint(&primary.peer),
+            "ack": match primary.ack {
+                AckMode::Local => Ack::Local,
+                AckMode::Received => Ack::Received,
+                AckMode::Applied => Ack::Applied,
+            },
+            "on_link_loss": match primary.on_link_loss {
+                OnLinkLoss::Continue => LinkLoss::Continue,
+                OnLinkLoss::Block => LinkLoss::Block,
+            },
+            "checkpoint_timeout_ms": primary.checkpoint_timeout_ms,
+            "checkpoint_interval_ms": primary.checkpoint_interval_ms,
+        }),
+        RoleOptions::Secondary(secondary) => json!({
+            "role": Role::Secondary,
+            "listen": endpoint(&secondary.listen),
+            "disk_buffer": secondary.disk_buffer,
+            "buffer_limit_mb": secondary.buffer_limit_bytes / MIB,
+            "granule_kb": secondary.granule_bytes / KIB,
+        }),
+    };
+    if let (Value::Object(members), Value::Object(own)) = (&mut params, own) {
+        members.extend(own);
+    }
+    params
+}
