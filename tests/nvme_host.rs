@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lockstep::bdev::error_injection::{self, Failure, Injection};
 use lockstep::bdev::nvme::{ControllerOptions, Life, NvmeHost};
 use lockstep::bdev::{
     Access, Bdev, BdevError, BdevEvent, BdevOptions, Io, IoError, IoOwner, Op, Registry, ram,
@@ -44,6 +45,7 @@ fn ram_disk(name: &str, blocks: u64, uuid: u128) -> Arc<Bdev> {
 
 impl TargetNode {
     fn start(disk: Arc<Bdev>, port: u16) -> TargetNode {
+        let name = disk.name().to_string();
         let reactors = reactors();
         let bdevs = Registry::new();
         bdevs.add(disk).expect("bdev");
@@ -52,7 +54,7 @@ impl TargetNode {
         let mut options = SubsystemOptions::new(NQN);
         (options.allow_any_host, options.ana_reporting) = (true, true);
         target.create_subsystem(options).expect("subsystem");
-        target.add_ns(NQN, NamespaceOptions::new("Disk0")).expect("namespace");
+        target.add_ns(NQN, NamespaceOptions::new(&name)).expect("namespace");
         let address = ListenAddress::new("127.0.0.1", &port.to_string()).expect("address");
         let deadline = Instant::now() + SOON;
         let listener = loop {
@@ -302,6 +304,33 @@ fn a_target_that_stays_away_fails_io_in_the_time_given_and_takes_its_bdevs_along
     assert!(since.elapsed() < Duration::from_millis(1400), "fast_io_fail: {:?}", since.elapsed());
     eventually("the end of the bdev", || host.bdevs.get("Nvme0n1").is_err());
     assert!(host.host.controllers().is_empty());
+}
+
+#[test]
+fn a_command_that_hangs_is_aborted_at_its_deadline_and_disturbs_no_other() {
+    let disk = ram_disk("Base", BLOCKS, 7);
+    let broken = error_injection::create(uuid::Uuid::from_u128(77), &disk).expect("error bdev");
+    let hang = Injection {
+        op: Some(Op::Write),
+        failure: Failure::Pending,
+        count: 1,
+        queue_depth: 0,
+        range: Some((64, 8)),
+    };
+    error_injection::inject(&broken, hang).expect("rule");
+    let node = TargetNode::start(broken, 0);
+    let host = HostNode::start();
+    let mut options = HostNode::options(node.address());
+    options.command_timeout = Duration::from_millis(300);
+    host.host.attach(options).expect("attach");
+    let bdev = host.bdevs.get("Nvme0n1").expect("bdev");
+    let since = Instant::now();
+    assert_eq!(host.write(&bdev, 64, &pattern(4096, 1)), Err(IoError::Aborted));
+    assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+    assert_eq!(host.write(&bdev, 64, &pattern(4096, 1)), Ok(()));
+    assert_eq!(host.host.controllers()[0].reconnects, 0);
+    host.host.stop();
+    node.stop();
 }
 
 #[test]
