@@ -374,6 +374,8 @@ fn every_promised_log_page_can_be_read_whole_and_in_parts() {
         log::CHANGED_NAMESPACES,
         log::COMMAND_EFFECTS,
         log::ANA,
+        log::FEATURE_EFFECTS,
+        log::MI_COMMAND_EFFECTS,
         log::RESERVATION,
     ] {
         let (status, whole) = get_log(&mut admin, page, 4096, 0);
@@ -934,6 +936,57 @@ fn thousands_of_random_and_mutated_pdus_disturb_nobody() {
         // It may be closed already: that is the point.
         let _ = socket.write_all(&bytes);
         if round % 100 == 0 {
+            assert_eq!(good.read(0, 1).0.status(), Status::SUCCESS);
+        }
+    }
+    assert_eq!(good.read(0, 8).0.status(), Status::SUCCESS);
+}
+
+#[test]
+fn queues_survive_any_order_of_commands_fuses_and_data() {
+    let fixture = Fixture::new();
+    fixture.add_slow_disk(1000);
+    let (_admin, mut good) = fixture.io(NONE);
+    let mut random = Random(7);
+    let opcodes = [0u8, 1, 1, 1, 2, 2, 5, 5, 8, 9, 0x19, 0x7f, 0xfe];
+    for round in 0..200 {
+        let digests = ALL_DIGESTS[round % 4];
+        let (mut admin, mut io) = fixture.io(digests);
+        let mut bytes = Vec::new();
+        for _ in 0..60 {
+            let len = [0, 16, 512, 1024, 4096, 8192][random.next() as usize % 6];
+            let data = vec![random.next() as u8; len];
+            if random.next().is_multiple_of(5) {
+                let (cid, tag) = (random.next() as u16 % 70, random.next() as u16 % 40);
+                let (offset, len) = ((random.next() % 3) as u32 * 512, data.len().max(4));
+                let pdu =
+                    DataPdu::h2c(cid, tag, offset, len as u32, random.next().is_multiple_of(2), digests);
+                bytes.extend(io.encode(pdu.as_bytes(), &vec![1; len]));
+                continue;
+            }
+            let opcode = opcodes[random.next() as usize % opcodes.len()];
+            let mut entry = io.range(opcode, random.next() % (BLOCKS + 8), 1 + random.next() as u32 % 16);
+            entry.nsid = ((random.next() % 3) as u32).into();
+            entry.flags = [0x40, 0x40, 0x40, 0x41, 0x42, 0x43, 0x00][random.next() as usize % 7];
+            if random.next().is_multiple_of(3) {
+                entry.sgl.length = ((random.next() % 9000) as u32).into();
+            }
+            if data.is_empty() || random.next().is_multiple_of(2) {
+                bytes.extend(io.encode(CapsuleCmd::new(entry, 0, digests).as_bytes(), &[]));
+            } else {
+                entry.sgl = lockstep::nvme::SglDescriptor::in_capsule(data.len() as u32);
+                bytes.extend(io.encode(CapsuleCmd::new(entry, data.len(), digests).as_bytes(), &data));
+            }
+        }
+        let _ = io.socket.write_all(&bytes);
+        // Some commands die on the way, some with their controller.
+        let mut entry = admin.entry(AdminOpcode::Abort as u8, 0, 0);
+        entry.cdw10 = ((random.next() as u32 % 60) << 16 | 1).into();
+        admin.submit(entry);
+        if random.next().is_multiple_of(3) {
+            admin.set_property_blindly(property::CC, 0);
+        }
+        if round % 20 == 0 {
             assert_eq!(good.read(0, 1).0.status(), Status::SUCCESS);
         }
     }

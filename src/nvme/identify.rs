@@ -179,7 +179,7 @@ pub const LPA_SMART_PER_NAMESPACE: u8 = 1 << 0;
 pub const LPA_COMMAND_EFFECTS: u8 = 1 << 1;
 /// Get Log Page takes 32-bit lengths and an offset.
 pub const LPA_EXTENDED_DATA: u8 = 1 << 2;
-/// The supported log pages log (LID 0) exists.
+/// The logs of supported pages, features and NVMe-MI commands (LIDs 00h, 12h, 13h) exist.
 pub const LPA_SUPPORTED_PAGES: u8 = 1 << 5;
 
 pub const ANACAP_OPTIMIZED: u8 = 1 << 0;
@@ -187,6 +187,8 @@ pub const ANACAP_NON_OPTIMIZED: u8 = 1 << 1;
 pub const ANACAP_INACCESSIBLE: u8 = 1 << 2;
 pub const ANACAP_PERSISTENT_LOSS: u8 = 1 << 3;
 pub const ANACAP_CHANGE: u8 = 1 << 4;
+/// A namespace stays in its group while it is attached.
+pub const ANACAP_GROUP_FIXED: u8 = 1 << 6;
 
 pub const ONCS_COMPARE: u16 = 1 << 0;
 pub const ONCS_DSM: u16 = 1 << 2;

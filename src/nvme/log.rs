@@ -12,6 +12,8 @@ pub const FIRMWARE: u8 = 0x03;
 pub const CHANGED_NAMESPACES: u8 = 0x04;
 pub const COMMAND_EFFECTS: u8 = 0x05;
 pub const ANA: u8 = 0x0c;
+pub const FEATURE_EFFECTS: u8 = 0x12;
+pub const MI_COMMAND_EFFECTS: u8 = 0x13;
 pub const DISCOVERY: u8 = 0x70;
 pub const RESERVATION: u8 = 0x80;
 
@@ -61,6 +63,20 @@ pub struct SupportedPages {
     pub lids: [U32; 256],
 }
 assert_layout!(SupportedPages, 1024);
+
+/// Feature identifiers supported and effects: one descriptor a feature, bit 0 = supported, bit 21 = it belongs to the
+/// controller (Base 5.16.1.18).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct FeatureEffects {
+    pub fids: [U32; 256],
+}
+assert_layout!(FeatureEffects, 1024);
+pub const FEATURE_SUPPORTED: u32 = 1;
+pub const FEATURE_OF_CONTROLLER: u32 = 1 << 21;
+
+/// Length of the log of NVMe-MI commands (Base 5.16.1.19); all zeroes: none is supported.
+pub const MI_COMMAND_EFFECTS_LEN: usize = 4096;
 
 /// Error information entry (Base 5.16.1.2).
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

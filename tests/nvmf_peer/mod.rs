@@ -303,6 +303,12 @@ impl Peer {
         assert!(completion.status().is_success(), "{}", completion.status());
     }
 
+    /// Sets a property and does not look what becomes of it.
+    pub fn set_property_blindly(&mut self, offset: u32, value: u64) {
+        let cid = self.cid();
+        self.submit(PropertyCommand::set(cid, offset, false, value).to_entry());
+    }
+
     pub fn get_property(&mut self, offset: u32, eight: bool) -> u64 {
         let cid = self.cid();
         let (completion, _) = self.run(PropertyCommand::get(cid, offset, eight).to_entry());

@@ -96,6 +96,23 @@ impl Features {
     }
 }
 
+/// Features of an I/O controller.
+pub const SUPPORTED: [u8; 13] = [
+    feature::ARBITRATION,
+    feature::POWER_MANAGEMENT,
+    feature::TEMPERATURE_THRESHOLD,
+    feature::ERROR_RECOVERY,
+    feature::VOLATILE_WRITE_CACHE,
+    feature::NUMBER_OF_QUEUES,
+    feature::INTERRUPT_COALESCING,
+    feature::INTERRUPT_VECTOR,
+    feature::WRITE_ATOMICITY,
+    feature::ASYNC_EVENT_CONFIGURATION,
+    feature::KEEP_ALIVE_TIMER,
+    feature::HOST_BEHAVIOR,
+    feature::HOST_IDENTIFIER,
+];
+
 /// Features that a discovery controller has.
 fn of_discovery(id: u8) -> bool {
     matches!(id, feature::KEEP_ALIVE_TIMER | feature::ASYNC_EVENT_CONFIGURATION)

@@ -78,7 +78,11 @@ pub fn controller(
         id.cmic |= CMIC_ANA;
         id.oaes = (feature::AEC_NAMESPACE | feature::AEC_ANA).into();
         id.anatt = ANA_TRANSITION_SECONDS;
-        id.anacap = ANACAP_OPTIMIZED | ANACAP_NON_OPTIMIZED | ANACAP_INACCESSIBLE | ANACAP_CHANGE;
+        id.anacap = ANACAP_OPTIMIZED
+            | ANACAP_NON_OPTIMIZED
+            | ANACAP_INACCESSIBLE
+            | ANACAP_CHANGE
+            | ANACAP_GROUP_FIXED;
         id.anagrpmax = subsystem.max_nsid.into();
         id.nanagrpid = subsystem.max_nsid.into();
         id.mnan = subsystem.max_nsid.into();

@@ -11,8 +11,18 @@ use crate::nvme::log::*;
 use crate::nvme::{AdminOpcode, IoOpcode, NSID_ALL, Status};
 
 /// Pages of a controller, and of a discovery controller.
-const PAGES: [u8; 8] =
-    [SUPPORTED_PAGES, ERROR, SMART, FIRMWARE, CHANGED_NAMESPACES, COMMAND_EFFECTS, ANA, RESERVATION];
+const PAGES: [u8; 10] = [
+    SUPPORTED_PAGES,
+    ERROR,
+    SMART,
+    FIRMWARE,
+    CHANGED_NAMESPACES,
+    COMMAND_EFFECTS,
+    ANA,
+    FEATURE_EFFECTS,
+    MI_COMMAND_EFFECTS,
+    RESERVATION,
+];
 const DISCOVERY_PAGES: [u8; 1] = [DISCOVERY];
 /// Composite temperature that we report, kelvin (20 °C): there is no thermometer, and 0 K alarms tools.
 const TEMPERATURE_KELVIN: u16 = 293;
@@ -91,6 +101,14 @@ fn effects() -> Vec<u8> {
     }
     for opcode in [IoOpcode::Write, IoOpcode::WriteZeroes, IoOpcode::DatasetManagement] {
         page.io[opcode as usize] = (EFFECT_SUPPORTED | EFFECT_BLOCK_CONTENT).into();
+    }
+    page.as_bytes().to_vec()
+}
+
+fn feature_effects() -> Vec<u8> {
+    let mut page = FeatureEffects::new_zeroed();
+    for fid in super::features::SUPPORTED {
+        page.fids[usize::from(fid)] = (FEATURE_SUPPORTED | FEATURE_OF_CONTROLLER).into();
     }
     page.as_bytes().to_vec()
 }
@@ -174,6 +192,8 @@ impl Queue {
                 c.compare(&subsystem);
                 ana(c, &subsystem, request.lsp & ANA_LSP_GROUPS_ONLY != 0)
             }
+            FEATURE_EFFECTS => feature_effects(),
+            MI_COMMAND_EFFECTS => vec![0; MI_COMMAND_EFFECTS_LEN],
             // Nothing is ever pending: an empty page.
             RESERVATION => ReservationLog::new_zeroed().as_bytes().to_vec(),
             _ => return Err(bad),
@@ -190,6 +210,7 @@ mod tests {
         assert_eq!(supported_pages().len(), 1024);
         assert_eq!(firmware().len(), 512);
         assert_eq!(effects().len(), 4096);
+        assert_eq!(feature_effects().len(), 1024);
         assert_eq!(changed_namespaces(Some(vec![3, 5])).len(), 4096);
         assert_eq!(changed_namespaces(None)[..8], [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
     }

@@ -47,8 +47,6 @@ pub struct Slot {
     /// First error of several I/Os.
     pub failure: Option<Status>,
     pub completion: CompletionEntry,
-    /// An Abort command from elsewhere waits for nothing here: the flag only says that it was asked for.
-    pub abort_requested: bool,
 }
 
 impl Slot {
@@ -68,7 +66,6 @@ impl Slot {
             outstanding: 0,
             failure: None,
             completion: CompletionEntry::default(),
-            abort_requested: false,
         }
     }
 
@@ -115,7 +112,6 @@ impl Slots {
         slot.io = None;
         slot.outstanding = 0;
         slot.failure = None;
-        slot.abort_requested = false;
         Some(index)
     }
 
