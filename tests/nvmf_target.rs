@@ -590,6 +590,33 @@ fn commands_wait_for_buffers_when_memory_is_short() {
         }
     }
     assert_eq!(io.read(0, 256).1, data);
+    // Small ones in their capsules wait behind large ones that hold all the memory.
+    let large: Vec<u16> = (0..30)
+        .map(|_| {
+            let entry = io.range(IoOpcode::Write as u8, 0, 256);
+            io.submit(entry)
+        })
+        .collect();
+    let small: Vec<u16> = (0..10)
+        .map(|n| {
+            let entry = io.range(IoOpcode::Write as u8, 512 + n * 8, 8);
+            io.submit_with(entry, &data[..4096])
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(50));
+    let mut left: Vec<u16> = large.into_iter().chain(small).collect();
+    while !left.is_empty() {
+        let pdu = io.receive();
+        if pdu.frame.kind == PduType::R2t {
+            let r2t = R2t::read_from_bytes(&pdu.header).expect("length");
+            io.send_data(r2t.cccid.get(), r2t.ttag.get(), 0, &data, true);
+        } else {
+            let resp = CapsuleResp::read_from_bytes(&pdu.header).expect("length");
+            assert_eq!(resp.entry.status(), Status::SUCCESS);
+            left.retain(|&cid| cid != resp.entry.cid.get());
+        }
+    }
+    assert_eq!(io.read(512, 80).1, data[..4096].repeat(10));
 }
 
 #[test]

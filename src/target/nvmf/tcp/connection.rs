@@ -328,34 +328,26 @@ impl Connection {
 
     /// Commands that wait for a buffer.
     pub fn commands_without_buffer(&self) -> usize {
-        let state = self.state.borrow();
-        state.waiting.len() + usize::from(state.receiver.waits_for_buffer())
+        self.state.borrow().waiting.len()
     }
 
-    /// Tries again for buffers. False: there are still too few.
+    /// Tries again for buffers. False: there are still too few, and the group keeps this connection on its list.
     pub fn retry_buffers(self: &Rc<Self>) -> bool {
         let state = &mut *self.state.borrow_mut();
-        state.listed = false;
         while let Some(&slot) = state.waiting.front() {
             // It may have been aborted meanwhile.
             if state.queue.slots.get_used(slot).is_none_or(|s| s.stage != Stage::WaitBuffer) {
                 state.waiting.pop_front();
                 continue;
             }
-            let len = state.queue.slots[slot].data_len as usize;
-            let Some(buf) = reactor::alloc(len) else {
-                state.listed = true;
-                self.settle(state);
-                return false;
-            };
+            let Some(buf) = reactor::alloc(state.queue.slots[slot].data_len as usize) else { break };
             state.waiting.pop_front();
             self.have_buffer(state, slot, buf);
         }
-        if state.receiver.waits_for_buffer() {
-            self.receive(state);
-        }
+        state.listed = !state.waiting.is_empty();
+        let served = !state.listed;
         self.settle(state);
-        !state.listed
+        served
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! A receive fills the staging buffer, from which capsules are taken one by one; the payload of an H2CData PDU that
 //! is not in the staging buffer yet is received straight into its command's buffer, and what follows it into the
-//! staging buffer by the same call. When a command finds no slot or no buffer the connection stops reading until
-//! there is one: TCP holds the host back.
+//! staging buffer by the same call. A command that finds no buffer waits, the connection does not: the payloads that
+//! free buffers are behind it in the stream. Only a host that sends more commands than its queue holds is not read
+//! until one of them was answered.
 
 use std::rc::Rc;
 
@@ -47,19 +48,13 @@ enum Mode {
     },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Blocked {
-    No,
-    Slot,
-    Buffer,
-}
-
 pub struct Receiver {
     staging: Buf,
     start: usize,
     end: usize,
     mode: Mode,
-    blocked: Blocked,
+    /// The next command found no slot; nothing is read until there is one.
+    blocked: bool,
     pub in_flight: bool,
     /// Bytes of the receive in flight that go to the payload.
     direct: usize,
@@ -85,7 +80,7 @@ impl Receiver {
             start: 0,
             end: 0,
             mode: Mode::Header,
-            blocked: Blocked::No,
+            blocked: false,
             in_flight: false,
             direct: 0,
             expecting: 0,
@@ -99,11 +94,7 @@ impl Receiver {
     }
 
     pub fn waits_for_slot(&self) -> bool {
-        self.blocked == Blocked::Slot
-    }
-
-    pub fn waits_for_buffer(&self) -> bool {
-        self.blocked == Blocked::Buffer
+        self.blocked
     }
 
     fn available(&self) -> usize {
@@ -179,7 +170,7 @@ impl Connection {
 
     /// Works on what is in the staging buffer, then receives more.
     pub fn receive(self: &Rc<Self>, state: &mut State) {
-        state.receiver.blocked = Blocked::No;
+        state.receiver.blocked = false;
         while state.phase < Phase::Draining {
             let progress = match state.receiver.mode {
                 Mode::Header => self.header(state),
@@ -203,7 +194,7 @@ impl Connection {
         }
         // While draining nothing is read: what the host still sends goes unanswered, as in any disconnect.
         let reads = state.phase < Phase::Draining || state.phase == Phase::Terminating;
-        if state.receiver.blocked == Blocked::No && reads {
+        if !state.receiver.blocked && reads {
             self.start_receive(state);
         }
     }
@@ -248,8 +239,7 @@ impl Connection {
         }
     }
 
-    /// Takes one PDU's header, and its data if that is in a capsule. False: more bytes, a slot or a buffer are
-    /// needed.
+    /// Takes one PDU's header, and its data if that is in a capsule. False: more bytes or a slot are needed.
     fn header(self: &Rc<Self>, state: &mut State) -> bool {
         let rx = &state.receiver;
         if rx.available() == 0 {
@@ -319,24 +309,15 @@ impl Connection {
         state.phase = Phase::Running;
     }
 
-    /// A command whose whole capsule is in the staging buffer. False: it finds no slot or buffer now.
+    /// A command whose whole capsule is in the staging buffer. False: it finds no slot now.
     fn command(self: &Rc<Self>, state: &mut State, entry: SubmissionEntry, frame: &Frame) -> bool {
         Self::sign_of_life(state);
         let need = state.queue.plan(&entry);
-        let in_capsule = entry.sgl.kind() == SglKind::InCapsule;
-        let mut buf = None;
-        if let (Need::FromHost(len), true) = (need, in_capsule) {
-            buf = self.alloc(state, len as usize);
-            if buf.is_none() {
-                self.wait(state, Blocked::Buffer);
-                return false;
-            }
-        }
         let Some(slot) = state.queue.slots.take(entry) else {
-            state.receiver.blocked = Blocked::Slot;
+            state.receiver.blocked = true;
             return false;
         };
-        match (state.queue.admit(slot, need), buf) {
+        match (state.queue.admit(slot, need), entry.sgl.kind()) {
             (Need::Reject(status), _) => state.queue.complete(slot, status),
             (Need::Nothing, _) => state.queue.run(slot, &self.owner()),
             (Need::ToHost(len), _) => {
@@ -344,33 +325,35 @@ impl Connection {
                 state.queue.slots[slot].data_len = len;
                 self.need_buffer(state, slot);
             }
-            (Need::FromHost(len), Some(buf)) => {
+            (Need::FromHost(len), SglKind::InCapsule) => {
                 state.queue.slots[slot].data_len = len;
-                match self.copy_capsule(state, &entry, frame, &buf) {
-                    Ok(()) => {
+                match self.copy_capsule(state, &entry, frame, len as usize) {
+                    Ok(buf) => {
                         state.queue.slots[slot].data = Some(buf);
                         state.queue.run(slot, &self.owner());
                     }
                     Err(status) => state.queue.complete(slot, status),
                 }
             }
-            (Need::FromHost(len), None) if entry.sgl.kind() == SglKind::Transport => {
+            (Need::FromHost(len), SglKind::Transport) => {
                 state.queue.slots[slot].data_len = len;
                 self.need_buffer(state, slot);
             }
-            (Need::FromHost(_), None) => state.queue.complete(slot, Status::SGL_TYPE_INVALID.dnr()),
+            (Need::FromHost(_), SglKind::Other) => state.queue.complete(slot, Status::SGL_TYPE_INVALID.dnr()),
         }
         true
     }
 
-    /// Copies a capsule's data to its buffer.
+    /// Copies `len` bytes of a capsule's data to a buffer. When the pool is at its limit that buffer comes from the
+    /// heap: it is small, there is at most one a slot, and a capsule that waited here would keep back the payloads
+    /// that others hold their buffers for.
     fn copy_capsule(
         &self,
         state: &State,
         entry: &SubmissionEntry,
         frame: &Frame,
-        buf: &Buf,
-    ) -> Result<(), Status> {
+        len: usize,
+    ) -> Result<Buf, Status> {
         let rx = &state.receiver;
         let at = rx.start + frame.data_offset;
         if frame.data_digest {
@@ -388,11 +371,12 @@ impl Connection {
         if offset > frame.data_len {
             return Err(Status::INVALID_SGL_OFFSET.dnr());
         }
-        if buf.len() > frame.data_len - offset {
+        if len > frame.data_len - offset {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
         }
-        buf.copy_from(0, &rx.staging, at + offset, buf.len());
-        Ok(())
+        let buf = self.alloc(state, len).or_else(|| Buf::heap(len)).ok_or(Status::COMMAND_INTERRUPTED)?;
+        buf.copy_from(0, &rx.staging, at + offset, len);
+        Ok(buf)
     }
 
     /// A buffer, unless others wait for one.
@@ -400,15 +384,6 @@ impl Connection {
         match state.waiting.is_empty() && !self.group.buffers_are_short() {
             true => reactor::alloc(len),
             false => None,
-        }
-    }
-
-    fn wait(self: &Rc<Self>, state: &mut State, blocked: Blocked) {
-        if blocked == Blocked::Buffer {
-            state.receiver.blocked = blocked;
-        }
-        if !std::mem::replace(&mut state.listed, true) {
-            self.group.wait_for_buffer(self);
         }
     }
 
@@ -420,7 +395,9 @@ impl Connection {
             None => {
                 state.queue.slots[slot].stage = Stage::WaitBuffer;
                 state.waiting.push_back(slot);
-                self.wait(state, Blocked::No);
+                if !std::mem::replace(&mut state.listed, true) {
+                    self.group.wait_for_buffer(self);
+                }
             }
         }
     }
