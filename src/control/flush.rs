@@ -1,7 +1,7 @@
 //! Flushing every device at a node's end.
 
 use super::node::Node;
-use crate::bdev::{Bdev, BdevError, Io, IoOwner, Op};
+use crate::bdev::{Bdev, BdevError, Io, IoError, IoOwner, Op};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +33,11 @@ impl Flush {
 
 impl IoOwner for Flush {
     fn io_done(self: Rc<Self>, io: Box<Io>) {
-        self.end(io.result.map_err(|error| error.to_string()));
+        self.end(match io.result {
+            // A volume that the node does not serve in its role: the disk below is flushed by itself.
+            Err(IoError::Inaccessible) => Ok(()),
+            result => result.map_err(|error| error.to_string()),
+        });
         io.recycle();
     }
 }
