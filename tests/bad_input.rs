@@ -5,6 +5,7 @@ mod common;
 
 use common::node::{Node, free_port};
 use common::nvme::{self, Completion, Host, Queue, pdu};
+use common::pair::{GROUP, Pair, VOLUME, group};
 use common::rpc::Rpc;
 use common::{export, noise};
 use serde_json::{Value, json};
@@ -486,4 +487,82 @@ fn a_node_without_any_initiator_left_ends_in_order_at_once() {
     let from = Instant::now();
     assert!(target.node.stop().success(), "{}", target.node.log());
     assert!(from.elapsed() < Duration::from_secs(10), "SIGTERM took {:?}", from.elapsed());
+}
+
+// --- the replication link
+
+#[test]
+fn random_bytes_and_strangers_on_the_link_disturb_no_replication() {
+    let pair = Pair::start(16);
+    let mut volume = pair.volume();
+    let mut strangers = Vec::new();
+    for seed in 0..60u64 {
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", pair.link_port)) else { continue };
+        let _ = stream.write_all(&noise(seed, 1 + (seed as usize * 131) % 5000));
+        if seed % 3 == 0 {
+            strangers.push(stream); // says no more, and stays
+        }
+        if seed % 10 == 9 {
+            let bytes = noise(1000 + seed, 64 * 1024);
+            volume.write(seed * 64 * 1024, &bytes);
+            pair.checkpoint();
+            assert_eq!(
+                pair.view().read(seed * 64 * 1024, bytes.len()),
+                bytes,
+                "the checkpoint reached the secondary"
+            );
+        }
+    }
+    assert_eq!(group(&pair.primary)["state"], "running");
+    assert_nothing_panicked(&pair.primary);
+    assert_nothing_panicked(&pair.secondary);
+}
+
+#[test]
+fn a_secondary_that_is_too_small_is_refused_with_both_sizes() {
+    let pair = Pair::nodes(16);
+    pair.secondary
+        .rpc("bdev_malloc_create", json!({"name": "Small", "num_blocks": 1024, "block_size": 4096}));
+    pair.create_groups(json!({}), json!({"volumes": [{"name": VOLUME, "bdev": "Small"}]}));
+    let secondary = pair.secondary.try_rpc("replication_start", json!({"group": GROUP, "sync": "none"}));
+    let primary = pair.primary.try_rpc("replication_start", json!({"group": GROUP, "sync": "none"}));
+    let error = [primary, secondary].into_iter().find_map(Result::err).expect("volumes of different sizes");
+    assert!(error.message.contains("4194304") && error.message.contains("16777216"), "{}", error.message);
+    assert_ne!(group(&pair.primary)["state"], "running");
+    assert_nothing_panicked(&pair.primary);
+    assert_nothing_panicked(&pair.secondary);
+}
+
+#[test]
+fn mistakes_about_groups_get_an_error_that_names_them() {
+    let pair = Pair::start(16);
+    let refused = |node: &Node, method: &str, params: Value, words: &[&str]| {
+        let shown = params.to_string();
+        let error = node.try_rpc(method, params).expect_err(&format!("{method} {shown} must fail"));
+        let message = error.message.to_lowercase();
+        assert!(
+            words.iter().any(|w| message.contains(w)),
+            "{method} {shown}: '{message}' names none of {words:?}"
+        );
+    };
+    let (primary, secondary) = (&pair.primary, &pair.secondary);
+    refused(primary, "replication_do_checkpoint", json!({"group": "nobody"}), &["nobody"]);
+    refused(secondary, "replication_do_checkpoint", json!({"group": GROUP}), &["secondary", "role"]);
+    refused(primary, "replication_failover", json!({"group": GROUP, "keep": "latest"}), &["primary", "role"]);
+    refused(
+        secondary,
+        "replication_failover",
+        json!({"group": GROUP, "keep": "everything"}),
+        &["everything", "keep"],
+    );
+    refused(
+        primary,
+        "replication_commit_checkpoint",
+        json!({"group": GROUP, "epoch": 999_999}),
+        &["999999", "epoch", "prepare"],
+    );
+    refused(primary, "replication_group_delete", json!({"group": "nobody"}), &["nobody"]);
+    refused(primary, "bdev_malloc_delete", json!({"name": "Disk0"}), &["use", "claim", "group"]);
+    assert_eq!(group(primary)["state"], "running");
+    pair.checkpoint();
 }

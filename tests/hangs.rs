@@ -158,6 +158,7 @@ fn a_write_that_hangs_on_the_secondarys_disk_does_not_stop_the_next_checkpoint()
     let mut stuck = pair.volume();
     let writer = std::thread::spawn(move || stuck.try_write(0, &[0x22; BLOCK]).is_ok());
     std::thread::sleep(Duration::from_millis(300));
+    assert!(!writer.is_finished(), "the write does not hang");
     volume.write(8 * BLOCK as u64, &[0x33; BLOCK]);
     let from = Instant::now();
     pair.primary.rpc("replication_do_checkpoint", json!({"group": GROUP, "timeout_ms": 3000}));
@@ -182,6 +183,7 @@ fn a_read_that_hangs_on_the_secondarys_disk_ends_the_checkpoint_by_its_deadline(
     let mut stuck = pair.volume();
     let writer = std::thread::spawn(move || stuck.try_write(0, &[0x22; BLOCK]).is_ok());
     std::thread::sleep(Duration::from_millis(300));
+    assert!(!writer.is_finished(), "the write does not hang");
     let from = Instant::now();
     let outcome =
         pair.primary.try_rpc("replication_do_checkpoint", json!({"group": GROUP, "timeout_ms": 1000}));
@@ -208,6 +210,7 @@ fn a_write_that_hangs_on_the_primarys_disk_holds_up_no_other_and_no_answer() {
     let mut stuck = pair.volume();
     let writer = std::thread::spawn(move || stuck.try_write(0, &[0x22; BLOCK]).is_ok());
     std::thread::sleep(Duration::from_millis(300));
+    assert!(!writer.is_finished(), "the write does not hang");
     let mut other: Host = pair.volume();
     let from = Instant::now();
     other.write(8 * BLOCK as u64, &[0x33; BLOCK]);

@@ -50,7 +50,7 @@ fn after_each_checkpoint_the_secondarys_view_is_the_primary_and_its_own_writes_a
             mkdir /mnt/{round}
             n=0; while [ $n -lt 40 ]; do echo "{round} $n" >/mnt/{round}/$n; n=$((n + 1)); done
             dd if=/dev/urandom of=/mnt/{round}/large bs=64k count=32 2>/dev/null
-            sync; fsfreeze -f /mnt || fail freeze
+            sync; fsfreeze --freeze /mnt || fail freeze
             "#
         ));
         pair.checkpoint();
@@ -72,7 +72,7 @@ fn after_each_checkpoint_the_secondarys_view_is_the_primary_and_its_own_writes_a
 
         // The primary goes on; until the next checkpoint the view shows nothing of it.
         guest.run(&format!(
-            "fsfreeze -u /mnt; dd if=/dev/urandom of=/mnt/{round}/more bs=64k count=16 2>/dev/null; rm /mnt/{round}/large; sync"
+            "fsfreeze --unfreeze /mnt; dd if=/dev/urandom of=/mnt/{round}/more bs=64k count=16 2>/dev/null; rm /mnt/{round}/large; sync"
         ));
         assert_same(&own, &view.read_all(), "the secondary's view while the primary goes on");
     }
@@ -188,14 +188,14 @@ fn failover_with_checkpoint_gives_a_fresh_guest_exactly_the_last_checkpoint() {
         r#"
         mkfs.ext4 -q -F /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /mnt || fail mkfs
         dd if=/dev/urandom of=/mnt/kept bs=64k count=64 2>/dev/null; sha256sum </mnt/kept >/mnt/sum
-        echo early >/mnt/early; sync; fsfreeze -f /mnt || fail freeze
+        echo early >/mnt/early; sync; fsfreeze --freeze /mnt || fail freeze
         "#,
     );
     pair.checkpoint();
     let cut = pair.volume().read_all();
     guest.run(
         r#"
-        fsfreeze -u /mnt
+        fsfreeze --unfreeze /mnt
         dd if=/dev/urandom of=/mnt/kept bs=64k count=64 2>/dev/null
         echo late >/mnt/late; rm /mnt/early; sync
         "#,
