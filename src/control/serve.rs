@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the whole end may take: the sum of the deadlines below, and the reactors' own.
 pub const END_DEADLINE: Duration = Duration::from_secs(15);
@@ -26,6 +26,8 @@ const CALLS_DEADLINE: Duration = Duration::from_secs(3);
 const HOSTS_DEADLINE: Duration = Duration::from_secs(4);
 /// How long flushing all devices may take.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+/// Signals closer together than this are one: `timeout`, terminals and service managers signal a process and its group.
+const SECOND_SIGNAL_AFTER: Duration = Duration::from_secs(1);
 /// SPDK's applications end in order at each of these.
 const END_SIGNALS: [i32; 5] = [SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGUSR1];
 
@@ -112,10 +114,15 @@ fn start(node: &Arc<Node>, options: &Options) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// The first signal ends the node in order; the second one at once.
+/// The first signal ends the node in order; one that comes some time later, at once.
 fn watch_signals(mut signals: Signals, node: Arc<Node>) -> std::io::Result<()> {
     std::thread::Builder::new().name("signals".to_string()).spawn(move || {
+        let mut first = None;
         for signal in signals.forever() {
+            let told = *first.get_or_insert_with(Instant::now);
+            if node.is_stopping() && told.elapsed() < SECOND_SIGNAL_AFTER {
+                continue;
+            }
             if node.is_stopping() {
                 tracing::error!(signal, "a second signal: ending at once");
                 std::process::exit(128 + signal);

@@ -1,12 +1,14 @@
 //! Files and block devices as bdevs: SPDK's uring bdev, and its aio bdev, which is the same device here.
 
 use super::bdev_create::{CREATE_ERRORS, Delete, add, delete};
-use super::only;
+use super::{only, patiently};
+use crate::bdev::BdevError;
 use crate::bdev::uring::{self, Dialect, UringOptions};
 use crate::control::error::RpcError;
 use crate::control::node::Node;
 use crate::control::params::params;
 use crate::control::registry::{Callable, Method};
+use rustix::io::Errno;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -78,7 +80,7 @@ fn uring_create(node: &Arc<Node>, params: UringCreate) -> Result<String, RpcErro
         read_only: false,
         dialect: Dialect::Uring,
     };
-    add(node, uring::create(options)?)
+    open(node, options)
 }
 
 fn aio_create(node: &Arc<Node>, params: AioCreate) -> Result<String, RpcError> {
@@ -95,7 +97,12 @@ fn aio_create(node: &Arc<Node>, params: AioCreate) -> Result<String, RpcError> {
         read_only: params.readonly.unwrap_or(false),
         dialect: Dialect::Aio,
     };
-    add(node, uring::create(options)?)
+    open(node, options)
+}
+
+fn open(node: &Node, options: UringOptions) -> Result<String, RpcError> {
+    let in_use = |error: &BdevError| error.errno() == Errno::BUSY.raw_os_error();
+    add(node, patiently(node, in_use, || uring::create(options.clone()))?)
 }
 
 fn uring_delete(node: &Arc<Node>, params: Delete) -> Result<bool, RpcError> {

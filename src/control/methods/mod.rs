@@ -19,8 +19,10 @@ pub use nvmf::dump as dump_nvmf;
 pub use replication::{Sync, dump as dump_replication};
 
 use super::error::RpcError;
+use super::node::Node;
 use super::registry::Family;
 use rustix::io::Errno;
+use std::time::{Duration, Instant};
 
 /// Every family, in the order of the RPC reference.
 pub fn families() -> Vec<Family> {
@@ -51,5 +53,27 @@ fn only<T: PartialEq + std::fmt::Display>(
             format!("'{name}': {value} is not supported; leave it out"),
         )),
         _ => Ok(()),
+    }
+}
+
+/// How long something may be in use before that counts: the kernel closes files and sockets of a node that has ended
+/// only when its rings have gone, some milliseconds later, and whoever restarts it must not fail for that.
+const IN_USE_PATIENCE: Duration = Duration::from_secs(2);
+const IN_USE_RETRY: Duration = Duration::from_millis(20);
+
+/// Tries again for a while what finds something in use.
+fn patiently<T, E>(
+    node: &Node,
+    is_in_use: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    let deadline = Instant::now() + IN_USE_PATIENCE;
+    loop {
+        match attempt() {
+            Err(error) if is_in_use(&error) && Instant::now() < deadline && !node.is_stopping() => {
+                std::thread::sleep(IN_USE_RETRY);
+            }
+            outcome => return outcome,
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! Every call ends by its own deadline, with an error that names what did not answer; a call that waits holds up
 //! nobody but its own client.
 
+use super::patiently;
 use crate::control::error::RpcError;
 use crate::control::node::Node;
 use crate::control::params::{choice, params};
@@ -14,6 +15,7 @@ use crate::replication::group::{
     Changes, GroupInfo, GroupOptions, PEER_TIMEOUT, PrimaryOptions, ReplicationError, RoleOptions,
     SecondaryOptions, VolumeOptions,
 };
+use crate::replication::metadata::MetadataError;
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -305,6 +307,7 @@ pub fn family() -> Family {
                     (-1, "a disk is in use; the message names by what"),
                     (-22, "a parameter is not possible"),
                     (-98, "the address is in use"),
+                    (-16, "the metadata file is in use"),
                     (-5, "the metadata file cannot be used"),
                 ])
                 .example(
@@ -405,6 +408,7 @@ impl From<ReplicationError> for RpcError {
             ReplicationError::Role(..) => Errno::OPNOTSUPP,
             ReplicationError::Group(error) | ReplicationError::Peer { error, .. } => errno_of(*error),
             ReplicationError::Bdev(error) => Errno::from_raw_os_error(error.errno()),
+            ReplicationError::Metadata(MetadataError::InUse(_)) => Errno::BUSY,
             ReplicationError::Metadata(_) => Errno::IO,
             ReplicationError::Listen(_) => Errno::ADDRINUSE,
             ReplicationError::Reactor(_) => Errno::TIMEDOUT,
@@ -439,13 +443,17 @@ fn create(node: &Arc<Node>, params: GroupCreate) -> Result<bool, RpcError> {
     };
     let volumes =
         params.volumes.into_iter().map(|volume| VolumeOptions { name: volume.name, bdev: volume.bdev });
-    node.groups().create(GroupOptions {
+    let options = GroupOptions {
         name: params.name,
         volumes: volumes.collect(),
         metadata: PathBuf::from(params.metadata),
         role,
         peer_timeout: PEER_TIMEOUT,
-    })?;
+    };
+    let in_use = |error: &ReplicationError| {
+        matches!(error, ReplicationError::Metadata(MetadataError::InUse(_)) | ReplicationError::Listen(_))
+    };
+    patiently(node, in_use, || node.groups().create(options.clone()))?;
     Ok(true)
 }
 

@@ -1,21 +1,15 @@
 //! Listeners and their ANA states.
 
-use super::super::only;
+use super::super::{only, patiently};
 use super::{Address, require_target};
 use crate::control::error::RpcError;
 use crate::control::node::Node;
 use crate::control::params::{choice, params};
 use crate::control::registry::{Callable, Method};
 use crate::nvme::log::AnaState;
-use crate::target::nvmf::{ListenAddress, TargetError};
+use crate::target::nvmf::TargetError;
 use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// How long an address may be in use: the kernel closes the sockets of a killed node only after its rings have ended,
-/// some milliseconds after the process has gone, and whoever restarts it must not fail for that.
-const IN_USE_PATIENCE: Duration = Duration::from_secs(1);
-const IN_USE_RETRY: Duration = Duration::from_millis(20);
 
 choice! {
     /// States that can be set.
@@ -121,7 +115,9 @@ fn add(node: &Arc<Node>, params: AddListener) -> Result<bool, RpcError> {
     only("secure_channel", params.secure_channel, &[false])?;
     only("sock_impl", params.sock_impl, &[])?;
     only("numa_id", params.numa_id, &[-1])?;
-    let address = open(node, &params.nqn, &params.listen_address.parse()?)?;
+    let wanted = params.listen_address.parse()?;
+    let in_use = |error: &TargetError| matches!(error, TargetError::Listen { error, .. } if error.kind() == ErrorKind::AddrInUse);
+    let address = patiently(node, in_use, || node.nvmf().add_listener(&params.nqn, &wanted))?;
     if let Some(word) = params.ana_state
         && let Err(error) = node.nvmf().listener_set_ana_state(&params.nqn, &address, word.state(), None)
     {
@@ -130,23 +126,6 @@ fn add(node: &Arc<Node>, params: AddListener) -> Result<bool, RpcError> {
         return Err(error.into());
     }
     Ok(true)
-}
-
-/// Opens a listener; an address in use is tried again for a while.
-fn open(node: &Node, nqn: &str, address: &ListenAddress) -> Result<ListenAddress, TargetError> {
-    let deadline = Instant::now() + IN_USE_PATIENCE;
-    loop {
-        match node.nvmf().add_listener(nqn, address) {
-            Err(TargetError::Listen { error, .. })
-                if error.kind() == ErrorKind::AddrInUse
-                    && Instant::now() < deadline
-                    && !node.is_stopping() =>
-            {
-                std::thread::sleep(IN_USE_RETRY);
-            }
-            outcome => return outcome,
-        }
-    }
 }
 
 fn set_ana_state(node: &Arc<Node>, params: SetAnaState) -> Result<bool, RpcError> {
