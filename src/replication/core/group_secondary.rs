@@ -54,9 +54,19 @@ impl SecondaryState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Persisting {
     Nothing,
-    Begin { epoch: Epoch, full: bool },
-    Commit { epoch: Epoch },
-    Promotion { keep: Keep, command: u64 },
+    Begin {
+        epoch: Epoch,
+        full: bool,
+    },
+    Commit {
+        epoch: Epoch,
+    },
+    Promotion {
+        keep: Keep,
+        command: u64,
+    },
+    /// The buffer is on the disk.
+    Drained,
 }
 
 /// What the reactors are carrying out.
@@ -98,8 +108,8 @@ type Out = Vec<GroupOutput>;
 impl SecondaryGroup {
     pub fn new(config: SecondaryGroupConfig, record: GroupRecord) -> SecondaryGroup {
         let state = match (record.promoted, record.inconsistent) {
-            (true, _) => SecondaryState::Standalone,
-            (false, true) => SecondaryState::Syncing,
+            (_, true) => SecondaryState::Syncing,
+            (true, false) => SecondaryState::Standalone,
             (false, false) => SecondaryState::Waiting,
         };
         SecondaryGroup {
@@ -112,7 +122,8 @@ impl SecondaryGroup {
             spreading: Spreading::Nothing,
             failovers: VecDeque::new(),
             sync_ends_with: None,
-            lost_through: Epoch(0),
+            // The buffer is memory: after a restart the disk is ahead of the last checkpoint, and nothing leads back.
+            lost_through: Epoch(u64::MAX),
             draining: 0,
             connected: false,
             timers: Timers::default(),
@@ -273,7 +284,7 @@ impl SecondaryGroup {
         }
         let reactors = self.config.reactors;
         match (what, ok) {
-            (Persisting::Nothing, _) => {}
+            (Persisting::Nothing | Persisting::Drained, _) => {}
             (Persisting::Begin { epoch, full }, true) => {
                 self.spreading = Spreading::Begin { epoch, full, left: reactors };
                 self.lost_through = Epoch(0);
@@ -356,6 +367,7 @@ impl SecondaryGroup {
                 let drained = self.draining == 0;
                 self.state = if drained { SecondaryState::Standalone } else { SecondaryState::Draining };
                 reply(out, command, Ok(Success::Generation(self.record.generation)));
+                self.note_drained(out);
             }
         }
         self.next_failover(out);
@@ -406,7 +418,9 @@ impl SecondaryGroup {
         }
         self.state = SecondaryState::Fencing;
         let generation = Generation(self.record.generation.0 + 1);
-        let record = GroupRecord { generation, promoted: true, ..self.record };
+        // Until the buffer is on the disk, the disk alone is neither the old state nor the promised one.
+        let inconsistent = keep != Keep::Latest;
+        let record = GroupRecord { generation, promoted: true, inconsistent, ..self.record };
         self.persist(record, Persisting::Promotion { keep, command }, out);
     }
 
@@ -437,6 +451,15 @@ impl SecondaryGroup {
         if self.draining == 0 && self.state == SecondaryState::Draining {
             self.state = SecondaryState::Standalone;
             out.push(GroupOutput::Event(GroupEvent::Drained));
+            self.note_drained(out);
+        }
+    }
+
+    /// What was promised is on the disk: a restart finds it there.
+    fn note_drained(&mut self, out: &mut Out) {
+        if self.state == SecondaryState::Standalone && self.record.inconsistent && !self.is_busy() {
+            let record = GroupRecord { inconsistent: false, ..self.record };
+            self.persist(record, Persisting::Drained, out);
         }
     }
 

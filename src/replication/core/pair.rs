@@ -368,6 +368,13 @@ impl Pair {
         self.with_secondary_group(|group, out| group.disconnected(out));
     }
 
+    /// The secondary's group comes back with what its record holds.
+    pub fn restart_secondary_group(&mut self) {
+        let config =
+            SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
+        self.secondary_group = SecondaryGroup::new(config, self.secondary_group.record());
+    }
+
     /// The primary node dies: nothing of it goes on.
     pub fn kill_primary(&mut self) {
         self.dead = true;

@@ -158,6 +158,7 @@ fn a_failover_at_any_moment_keeps_what_was_promised() {
         }
         assert_eq!(pair.secondary_group.state(), SecondaryState::Standalone, "seed {seed}");
         assert_eq!(view, pair.secondary_disk.0, "seed {seed}: what is served is on the disk in the end");
+        assert!(!pair.secondary_group.record().inconsistent, "seed {seed}: and the record says so");
     }
 }
 
@@ -185,6 +186,33 @@ fn a_promoted_node_serves_writes_while_its_buffer_drains() {
         pair.settle();
         assert_eq!(pair.secondary_disk.0, expected, "seed {seed}");
     }
+}
+
+#[test]
+fn a_node_that_restarts_promises_nothing_that_only_its_memory_held() {
+    let mut pair = running(3, AckMode::Applied, 1000);
+    load(&mut pair, 10);
+    checkpoint(&mut pair, 100);
+    load(&mut pair, 10);
+    pair.settle();
+    // As a follower: the disk is ahead of the checkpoint, and the originals are gone.
+    pair.restart_secondary_group();
+    pair.with_secondary_group(|group, out| group.failover(1, Keep::Checkpoint, out));
+    assert_eq!(pair.replies.remove(&1), Some(Err(GroupError::ViewLost)));
+
+    // In the middle of a drain: the disk is neither the one nor the other.
+    let mut pair = running(4, AckMode::Applied, 1000);
+    load(&mut pair, 30);
+    pair.kill_primary();
+    pair.with_secondary_group(|group, out| group.failover(1, Keep::Checkpoint, out));
+    while !pair.replies.contains_key(&1) {
+        pair.step();
+    }
+    assert_eq!(pair.secondary_group.state(), SecondaryState::Draining);
+    pair.restart_secondary_group();
+    assert_eq!(pair.secondary_group.state(), SecondaryState::Syncing);
+    pair.with_secondary_group(|group, out| group.failover(2, Keep::Latest, out));
+    assert_eq!(pair.replies.remove(&2), Some(Err(GroupError::Inconsistent)));
 }
 
 #[test]

@@ -574,7 +574,8 @@ fn recorded(
             return other(format!("its volume `{}` had another size", known.name));
         }
     }
-    let promoted = record.role == FileRole::Primary && primary(&options.role).is_none();
+    // One that was promoted and did not finish is an inconsistent follower now: there is nothing to serve.
+    let promoted = record.role == FileRole::Primary && record.consistent && primary(&options.role).is_none();
     Ok((
         GroupRecord {
             generation: record.generation,
