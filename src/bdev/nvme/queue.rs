@@ -22,7 +22,9 @@ use super::send::{Outgoing, Sender};
 use crate::env::{Buf, SgList, sg_len};
 use crate::nvme::command::{DataDirection, Fuse};
 use crate::nvme::fabrics::{ConnectCommand, ConnectData};
-use crate::nvme::tcp::{Digests, IcReq, IcResp, MAXH2CDATA_MIN, PduError, PduType, TermReq};
+use crate::nvme::tcp::{
+    Digests, IcReq, IcResp, MAXH2CDATA_MIN, PduError, PduType, SEND_BUFFER_BYTES, TermReq,
+};
 use crate::nvme::{CompletionEntry, Status, SubmissionEntry};
 use crate::reactor::{self, Done, Lane, OpId, RingFile, RingOwner, Task, TimerHandler, TimerId, ring};
 
@@ -137,6 +139,7 @@ impl QueuePair {
         let domain = socket2::Domain::for_address(options.address);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(fail)?;
         socket.set_tcp_nodelay(true).map_err(fail)?;
+        socket.set_send_buffer_size(SEND_BUFFER_BYTES).map_err(fail)?;
         let file = RingFile::new(Arc::new(OwnedFd::from(socket)), Lane::Interrupt);
         let depth = options.depth.clamp(1, MAX_DEPTH);
         let slots = (0..depth).map(|_| Slot {

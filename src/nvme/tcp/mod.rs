@@ -50,6 +50,11 @@ impl PduType {
     }
 }
 
+/// Bytes that the kernel may hold for sending: as much as SPDK asks for. The kernel's own choice begins small and
+/// grows by round trips, so that long transfers stall on it again and again. The receiving side is left to the
+/// kernel, whose choice there measured better than any fixed size.
+pub const SEND_BUFFER_BYTES: usize = 2 << 20;
+
 /// FLAGS of the common header.
 pub const FLAG_HDGST: u8 = 1 << 0;
 pub const FLAG_DDGST: u8 = 1 << 1;

@@ -20,7 +20,7 @@ use super::super::view::View;
 use super::receive::Receiver;
 use super::send::Transmitter;
 use crate::bdev::{Io, IoOwner};
-use crate::nvme::tcp::{Digests, PduError};
+use crate::nvme::tcp::{Digests, PduError, SEND_BUFFER_BYTES};
 use crate::reactor::{self, Done, Lane, RingFile, RingOwner, Task, TimerHandler, TimerId};
 
 /// Ring operations of a connection.
@@ -96,6 +96,7 @@ impl Connection {
         let (peer, local) = {
             let socket = socket2::SockRef::from(&socket);
             socket.set_tcp_nodelay(true)?;
+            socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
             let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
             (
                 socket.peer_addr()?.as_socket().unwrap_or(unknown),
