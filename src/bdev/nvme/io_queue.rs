@@ -270,7 +270,6 @@ impl IoQueue {
                 return true;
             }
         };
-        p.again = false;
         let cids: SmallVec<[u16; 2]> = match part {
             Part::One { command, blocks, whole } => {
                 p.issued += blocks;
