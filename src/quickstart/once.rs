@@ -70,7 +70,8 @@ impl Story<'_> {
     }
 
     fn image(&mut self, bdev: &Arc<Bdev>) -> Result<Image, String> {
-        let image = load::take_image(&self.host.reactors, bdev)?;
+        let image = load::take_image(&self.host.reactors, bdev)
+            .map_err(|e| format!("reading all of {}: {e}", bdev.name()))?;
         self.figures.blocks_compared += image.len();
         Ok(image)
     }
@@ -111,7 +112,8 @@ impl Story<'_> {
         self.judge(&survivor.bdev, &history, acked_before, &at_checkpoint, &expected_view)?;
         // It is a primary now: it takes writes, and what the buffer held drains meanwhile without changing the view.
         let own = vec![(0, VIEW_VERSIONS * 2), (blocks as u64 - 1, VIEW_VERSIONS * 2 + 1)];
-        load::write_blocks(&self.host.reactors, &survivor.bdev, own)?;
+        load::write_blocks(&self.host.reactors, &survivor.bdev, own)
+            .map_err(|e| format!("writes after the failover: {e}"))?;
         self.wait_for_flush(&pair.secondary)?;
         let image = self.image(&survivor.bdev)?;
         if image[0] != VIEW_VERSIONS * 2 || image[blocks - 1] != VIEW_VERSIONS * 2 + 1 {
@@ -151,7 +153,8 @@ impl Story<'_> {
         for &(block, version) in writes.iter().rev() {
             expected[block as usize] = version;
         }
-        load::write_blocks(&self.host.reactors, view, writes)?;
+        load::write_blocks(&self.host.reactors, view, writes)
+            .map_err(|e| format!("the secondary VM's writes: {e}"))?;
         let image = self.image(view)?;
         differences(&image, &expected).map_err(|e| format!("the secondary VM's view: {e}"))?;
         Ok(expected)
