@@ -48,6 +48,11 @@ pub(super) struct Dial {
 }
 
 impl Dial {
+    /// Whether a hello was sent and not answered.
+    pub fn is_waiting(&self) -> bool {
+        self.hello.borrow().is_some()
+    }
+
     pub fn cancel(&self) {
         if let Some(attempt) = self.attempt.take() {
             attempt.cancel();

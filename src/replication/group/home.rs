@@ -420,8 +420,10 @@ impl Home {
             let text = format!("nothing was heard of the peer for {:?}", self.fixed.peer_timeout);
             return self.session_lost(&text);
         }
+        // Not before the hello was answered: the secondary hands the socket on only if nothing came behind the hello.
+        let beats = self.fixed.is_primary() && !self.dial.is_waiting();
         let control = self.control.borrow();
-        if let Some(connection) = control.as_ref().filter(|_| self.fixed.is_primary()) {
+        if let Some(connection) = control.as_ref().filter(|_| beats) {
             self.heartbeats.set(self.heartbeats.get() + 1);
             let record = self.record();
             let heartbeat = Heartbeat {

@@ -15,7 +15,7 @@ use crate::replication::metadata::MetadataError;
 
 /// A peer that was not heard of for so long is gone: longer than any pause of a healthy node, shorter than a guest's
 /// patience (30 s with Linux).
-pub const PEER_TIMEOUT: Duration = Duration::from_millis(2000);
+pub const PEER_TIMEOUT: Duration = Duration::from_millis(5000);
 /// How long a start waits for its peer.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a failover may take: one durable write, and a message to every reactor.
