@@ -29,6 +29,12 @@ use crate::reactor::{self, TimerHandler};
 const RETRIES: u8 = 4;
 /// When there is no memory for a command's own data, it is tried again after this.
 const MEMORY_PAUSE: Duration = Duration::from_millis(1);
+/// A target may hear of a new connection before the end of the one that had the same queue identifier, and refuse it:
+/// it is asked again after a pause, for as long as a busy target may take to notice.
+const IDENTIFIER_PAUSE: Duration = Duration::from_millis(10);
+const IDENTIFIER_TRIES: u8 = 200;
+const TIMER_PUMP: u64 = 0;
+const TIMER_FOLLOW: u64 = 1;
 
 struct Pending {
     io: Box<Io>,
@@ -61,6 +67,8 @@ pub(super) struct IoQueue {
     shared: Arc<Shared>,
     qid: u16,
     users: Cell<usize>,
+    /// Refusals of the queue identifier since the last connection.
+    refusals: Cell<u8>,
     state: RefCell<State>,
 }
 
@@ -87,6 +95,7 @@ pub(super) fn get(shared: &Arc<Shared>) -> Result<Rc<IoQueue>, BdevError> {
         shared: shared.clone(),
         qid,
         users: Cell::new(1),
+        refusals: Cell::new(0),
         state: RefCell::new(State {
             queue: None,
             generation: 0,
@@ -262,7 +271,7 @@ impl IoQueue {
         let part = match io_command::next(&mut p.io, p.issued, &p.namespace, facts) {
             Ok(part) => part,
             Err(io_command::Problem::NoMemory) => {
-                reactor::timer_after(MEMORY_PAUSE, self.clone(), 0);
+                reactor::timer_after(MEMORY_PAUSE, self.clone(), TIMER_PUMP);
                 return false;
             }
             Err(io_command::Problem::Fails(error)) => {
@@ -309,6 +318,7 @@ impl IoQueue {
 
 impl QueueOwner for IoQueue {
     fn queue_ready(self: Rc<Self>, _queue: &Rc<QueuePair>, _connect: CompletionEntry) {
+        self.refusals.set(0);
         self.pump();
     }
 
@@ -376,6 +386,13 @@ impl QueueOwner for IoQueue {
             state.generation
         };
         let ours = why == QueueError::Closed;
+        let in_use =
+            matches!(&why, QueueError::Refused { status, .. } if status.is(Status::INVALID_QUEUE_ID));
+        if in_use && self.refusals.get() < IDENTIFIER_TRIES {
+            self.refusals.set(self.refusals.get() + 1);
+            reactor::timer_after(IDENTIFIER_PAUSE, self, TIMER_FOLLOW);
+            return;
+        }
         if !ours && self.users.get() > 0 {
             self.report_lost(generation, why);
         }
@@ -391,8 +408,8 @@ impl QueueOwner for IoQueue {
 }
 
 impl TimerHandler for IoQueue {
-    fn timer_fired(self: Rc<Self>, _tag: u64) {
-        self.pump();
+    fn timer_fired(self: Rc<Self>, tag: u64) {
+        if tag == TIMER_FOLLOW { self.follow() } else { self.pump() }
     }
 }
 
