@@ -92,7 +92,7 @@ impl IoOwner for Writer {
     fn io_done(self: Rc<Self>, io: Box<Io>) {
         let (block, slot) = ((io.tag >> 16) as usize, (io.tag & 0xffff) as usize);
         self.in_flight.set(self.in_flight.get() - 1);
-        let took = clock::now() - self.started.borrow()[slot];
+        let took = clock::now().saturating_sub(self.started.borrow()[slot]);
         let failed = match io.result {
             Ok(()) => {
                 lock(&self.history).ack(block);

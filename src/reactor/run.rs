@@ -233,7 +233,7 @@ impl Local {
             });
             let after = clock::now();
             let counters = &self.shared.counters;
-            add(if busy { &counters.busy_ns } else { &counters.idle_ns }, after - stamp);
+            add(if busy { &counters.busy_ns } else { &counters.idle_ns }, after.saturating_sub(stamp));
             add(&counters.turns, 1);
             stamp = after;
             if busy {
@@ -252,7 +252,7 @@ impl Local {
             {
                 self.sleep(after);
                 let woke = clock::now();
-                add(&counters.idle_ns, woke - stamp);
+                add(&counters.idle_ns, woke.saturating_sub(stamp));
                 add(&counters.sleeps, 1);
                 stamp = woke;
                 idle_since = None;
@@ -340,7 +340,7 @@ impl Local {
             if entry.poller.poll() {
                 busy = true;
                 add(&entry.counters.busy_count, 1);
-                add(&entry.counters.busy_ns, clock::now() - before);
+                add(&entry.counters.busy_ns, clock::now().saturating_sub(before));
             }
         }
         busy
