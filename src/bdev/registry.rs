@@ -1,6 +1,5 @@
 //! The devices of a node, by name.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -90,14 +89,6 @@ impl Registry {
     /// All, in the order in which they were made.
     pub fn all(&self) -> Vec<Arc<Bdev>> {
         self.read().clone()
-    }
-
-    /// How many there are of each product.
-    pub fn count_by_product(&self) -> BTreeMap<&'static str, usize> {
-        self.read().iter().fold(BTreeMap::new(), |mut map, b| {
-            *map.entry(b.device().product_name()).or_default() += 1;
-            map
-        })
     }
 
     /// Removes a device, also under load: new I/Os are refused, those in flight end with an error, whoever watches

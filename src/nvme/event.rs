@@ -22,10 +22,6 @@ impl AsyncEvent {
         AsyncEvent(dw0 & 0x00ff_ff07)
     }
 
-    pub fn event_type(self) -> u8 {
-        self.0 as u8 & 7
-    }
-
     pub fn info(self) -> u8 {
         (self.0 >> 8) as u8
     }

@@ -21,8 +21,8 @@ use slab::Slab;
 use socket2::SockAddr;
 
 use super::run::with_local;
+use crate::env::Buf;
 use crate::env::arena::{Arena, MAX_REGIONS};
-use crate::env::{Buf, SgList};
 
 /// Submission entries: enough that a turn of the loop seldom needs a second system call.
 const ENTRIES: u32 = 1024;
@@ -124,7 +124,7 @@ struct Vector {
     header: Option<Box<MsgHdr>>,
 }
 
-#[allow(non_camel_case_types)] // the C name of the structure that the kernel reads
+#[allow(non_camel_case_types, reason = "the C name of the structure that the kernel reads")]
 type libc_iovec = io_uring_iovec::iovec;
 type MsgHdr = io_uring_iovec::msghdr;
 
@@ -665,9 +665,4 @@ pub fn cancel(id: OpId) {
             ring.push(opcode::AsyncCancel::new(id.0).build().user_data(NOBODY));
         }
     });
-}
-
-/// All bytes of a list, for callers that build their own.
-pub fn list(bufs: &[Buf]) -> SgList {
-    bufs.iter().cloned().collect()
 }

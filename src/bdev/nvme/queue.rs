@@ -19,7 +19,7 @@ use super::command::{Command, Completed};
 use super::error::QueueError;
 use super::receive::Receiver;
 use super::send::{Outgoing, Sender};
-use crate::env::{Buf, SgList, sg_len};
+use crate::env::{SgList, sg_len};
 use crate::nvme::command::{DataDirection, Fuse};
 use crate::nvme::fabrics::{ConnectCommand, ConnectData};
 use crate::nvme::tcp::{
@@ -183,10 +183,6 @@ impl QueuePair {
         &self.options
     }
 
-    pub fn is_ready(&self) -> bool {
-        self.state.borrow().phase == Phase::Ready
-    }
-
     pub fn in_flight(&self) -> usize {
         self.in_flight.get() as usize
     }
@@ -220,13 +216,6 @@ impl QueuePair {
         first.entry.set_fuse(Fuse::First);
         second.entry.set_fuse(Fuse::Second);
         Some((self.put(&mut state, first, tags.0), self.put(&mut state, second, tags.1)))
-    }
-
-    /// Sends bytes as they are, in order with everything else: for tests of targets.
-    pub fn send_raw(self: &Rc<Self>, bytes: Buf) {
-        let mut state = self.state.borrow_mut();
-        state.sender.queue.push_back(Outgoing::Raw(bytes));
-        self.schedule_flush(&mut state);
     }
 
     fn put(self: &Rc<Self>, state: &mut State, command: Command, tag: u64) -> u16 {

@@ -97,11 +97,6 @@ impl DiskBuffer {
         range.start >> self.granule_shift..range.end.div_ceil(self.granule_bytes())
     }
 
-    /// The volume was resized. What the buffer holds beyond a smaller size is not read any more.
-    pub fn set_volume_bytes(&mut self, volume_bytes: u64) {
-        self.volume_bytes = volume_bytes;
-    }
-
     pub fn quota(&self) -> &Arc<Quota> {
         &self.supply.quota
     }

@@ -73,10 +73,6 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         Ok(())
     }
 
-    pub fn is_promoted(&self) -> bool {
-        self.role != Role::Follower
-    }
-
     /// Forwarded writes after the promised epoch are undone: those that wait are forgotten, those on the disk are held
     /// until it gives them back, and their originals drain over them.
     fn roll_back(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
