@@ -58,7 +58,7 @@ pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
 pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
 pub use lane::{Answered, Incoming, Outgoing, Run};
 pub use maps::{BufferFull, GranuleMaps};
-pub use primary::{PrimaryConfig, PrimaryOutput, PrimaryStripes, Session};
+pub use primary::{LAG_BYTES, PrimaryConfig, PrimaryOutput, PrimaryStripes, Session};
 pub use promoted::Keep;
 pub use range_lock::{LockId, RangeLock};
 pub use secondary::{Answer, SecondaryConfig, SecondaryOutput, SecondaryStripes};

@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 pub const BLOCKS: u64 = 128;
 const REACTORS: usize = 2;
+/// A few writes: acknowledgements wait for the peer's lag in many schedules.
+const LAG_LIMIT_BYTES: u64 = 4 * DIRTY_BYTES;
 type Secondary = SecondaryStripes<Bytes, Maps>;
 
 pub struct Rng(u64);
@@ -124,8 +126,12 @@ impl Pair {
             SecondaryStripes::new(config, Maps::new(geometry(owner), limit), Generation(1), Epoch(0))
         };
         let primary = |owner| {
-            let on_link_loss = OnLinkLoss::Continue;
-            PrimaryStripes::new(PrimaryConfig { geometry: geometry(owner), ack, on_link_loss })
+            PrimaryStripes::new(PrimaryConfig {
+                geometry: geometry(owner),
+                ack,
+                on_link_loss: OnLinkLoss::Continue,
+                lag_limit_bytes: LAG_LIMIT_BYTES,
+            })
         };
         let base: Vec<u8> = (0..BLOCKS).map(|lba| lba as u8 | 0x80).collect();
         Pair {

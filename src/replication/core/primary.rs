@@ -2,7 +2,8 @@
 //!
 //! Invariants. Two writes that overlap are never in flight to the local disk together. A write goes to the local disk
 //! and to the peer in the same step, so both see one order. Whatever the peer may lack is dirty before its host hears
-//! of it. While frozen nothing is launched. Once fenced nothing is acknowledged.
+//! of it. While frozen nothing is launched. Once fenced nothing is acknowledged. What the peer has not applied is bounded
+//! by the lag limit and what hosts have outstanding, in every mode.
 //!
 //! A flush takes no range: it covers what was acknowledged before it came, which is on its way on every lane already.
 
@@ -14,15 +15,20 @@ use super::types::*;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 
-/// How far the peer may lag behind what `local` acknowledges. At 10 Gbit/s it takes the peer 50 ms to catch up, the
-/// most that a loss of the primary may cost in this mode; beyond it a write waits as in `received`.
-const LOCAL_LAG_BYTES: u64 = 64 << 20;
+/// How far the peer's disk may lag behind what `local` and `received` acknowledge, over the volumes of a reactor. At
+/// 10 Gbit/s it takes the peer 50 ms to catch up, the most that a loss of the primary may cost in `local` mode; beyond
+/// it a write waits until the peer has caught up that far, which is how a slow peer slows the hosts down.
+pub const LAG_BYTES: u64 = 64 << 20;
+/// What a write counts for at least: the buffer that holds it.
+const LAG_UNIT: u64 = 4096;
 
 #[derive(Clone, Copy, Debug)]
 pub struct PrimaryConfig {
     pub geometry: Geometry,
     pub ack: AckMode,
     pub on_link_loss: OnLinkLoss,
+    /// This machine's part of [`LAG_BYTES`].
+    pub lag_limit_bytes: u64,
 }
 
 /// A connection to the peer that passed its handshake.
@@ -128,6 +134,8 @@ struct Op<P> {
     local: Local,
     peer: Peer,
     replied: bool,
+    /// In the queue of those that wait for the peer to catch up.
+    held_back: bool,
 }
 
 impl<P> Op<P> {
@@ -182,8 +190,13 @@ pub struct PrimaryStripes<P> {
     lock: RangeLock<OpId>,
     lanes: u16,
     lag_bytes: u64,
+    lag_ops: u64,
+    /// Done but for the peer's lag, in the order in which they are acknowledged when it has caught up.
+    lagging: VecDeque<OpId>,
     link: Link,
     gate: Gate,
+    /// A connection to the peer takes no more for now.
+    congested: bool,
     epoch: Epoch,
     dirty: DirtyMap,
     /// Granted, but the gate was shut or the link is down and writes wait for it.
@@ -201,8 +214,11 @@ impl<P: Payload> PrimaryStripes<P> {
             lock: RangeLock::new(),
             lanes: 1,
             lag_bytes: 0,
+            lag_ops: 0,
+            lagging: VecDeque::new(),
             link: Link::Down { lost: false },
             gate: Gate::Open,
+            congested: false,
             epoch: Epoch(0),
             dirty: DirtyMap::new(config.geometry),
             parked: VecDeque::new(),
@@ -266,6 +282,7 @@ impl<P: Payload> PrimaryStripes<P> {
             local: Local::Waiting,
             peer: Peer::NotSent,
             replied: false,
+            held_back: false,
         };
         self.order += 1;
         let range = op.range();
@@ -300,6 +317,7 @@ impl<P: Payload> PrimaryStripes<P> {
 
     fn shut(&self) -> bool {
         self.gate == Gate::Frozen
+            || self.congested
             || (self.link == Link::Down { lost: true } && self.config.on_link_loss == OnLinkLoss::Block)
     }
 
@@ -386,6 +404,7 @@ impl<P: Payload> PrimaryStripes<P> {
         let bytes = range.blocks * self.config.geometry.block_bytes;
         let sent = lanes.len() as u16;
         self.lag_bytes += u64::from(bytes);
+        self.lag_ops += 1;
         for lane in lanes {
             let forward = Forward { epoch, generation, body: body.clone() };
             out.push(PrimaryOutput::Send { op: id, lane, bytes, forward });
@@ -481,19 +500,30 @@ impl<P: Payload> PrimaryStripes<P> {
         out.push(PrimaryOutput::Reply { token: op.token, result });
     }
 
+    /// Whether the peer lags further behind than hosts may run ahead.
+    fn is_behind(&self) -> bool {
+        let limit = self.config.lag_limit_bytes;
+        self.lag_bytes > limit || self.lag_ops > limit / LAG_UNIT
+    }
+
     /// Replies if the acknowledgement mode allows, and forgets what has ended on both sides.
     fn settle(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
-        let lag = self.lag_bytes();
-        let Some(op) = self.ops.get(id) else { return };
-        let mode = self.config.ack;
+        let behind = self.is_behind();
+        let Some(op) = self.ops.get_mut(id) else { return };
         let result = match (op.local, op.peer) {
             (Local::Waiting | Local::Submitted, _) => None,
             (Local::Failed, _) => Some(Err(Refusal::Disk)),
             (Local::Done, Peer::NotSent | Peer::Applied) => Some(Ok(())),
-            (Local::Done, Peer::Sent { unreceived, .. }) => match mode {
-                AckMode::Local if lag <= LOCAL_LAG_BYTES || unreceived == 0 => Some(Ok(())),
-                AckMode::Received if unreceived == 0 => Some(Ok(())),
-                _ => None,
+            (Local::Done, Peer::Sent { unreceived, .. }) => match self.config.ack {
+                AckMode::Applied => None,
+                AckMode::Received if unreceived > 0 => None,
+                AckMode::Local | AckMode::Received if !behind => Some(Ok(())),
+                AckMode::Local | AckMode::Received => {
+                    if !op.replied && !std::mem::replace(&mut op.held_back, true) {
+                        self.lagging.push_back(id);
+                    }
+                    None
+                }
             },
             (Local::Done, Peer::Lost) => match self.config.on_link_loss {
                 OnLinkLoss::Continue => Some(Ok(())),
@@ -504,6 +534,21 @@ impl<P: Payload> PrimaryStripes<P> {
             self.reply(id, result, out);
         }
         self.finish(id);
+    }
+
+    /// The peer came nearer: acknowledges what its lag held back, as far as it goes.
+    fn catch_up(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        while let Some(&id) = self.lagging.front() {
+            let waits = self.ops.get(id).is_some_and(|op| !op.replied);
+            if waits && self.is_behind() {
+                return;
+            }
+            self.lagging.pop_front();
+            if let Some(op) = self.ops.get_mut(id) {
+                op.held_back = false;
+            }
+            self.settle(id, out);
+        }
     }
 
     fn finish(&mut self, id: OpId) {
@@ -532,15 +577,28 @@ impl<P: Payload> PrimaryStripes<P> {
             op.peer = Peer::Applied;
             let bytes = op.range().blocks * self.config.geometry.block_bytes;
             self.lag_bytes = self.lag_bytes.saturating_sub(u64::from(bytes));
+            self.lag_ops = self.lag_ops.saturating_sub(1);
             let copied = matches!(op.kind, Kind::Copy { round, .. } if round == self.copy_round);
             if copied && let Copying::Running { in_flight, .. } = &mut self.copying {
                 *in_flight -= 1;
             }
             self.settle(id, out);
+            self.catch_up(out);
             if copied {
                 self.copy_more(out);
             }
         }
+    }
+
+    /// A connection has as much to send as it should hold: nothing more is launched until [`PrimaryStripes::go_on`].
+    pub fn hold_back(&mut self) {
+        self.congested = true;
+    }
+
+    /// There is room on every connection again.
+    pub fn go_on(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        self.congested = false;
+        self.unpark(out);
     }
 
     /// The peer could not do what it was sent. What is unanswered becomes dirty when the group drops the link, which
@@ -620,11 +678,12 @@ impl<P: Payload> PrimaryStripes<P> {
             self.link = Link::Down { lost: true };
         }
         self.copying = Copying::Idle;
-        self.lag_bytes = 0;
+        (self.lag_bytes, self.lag_ops, self.congested) = (0, 0, false);
+        self.lagging.clear();
         let lost = self.in_order(|op| matches!(op.peer, Peer::Sent { .. }));
         for &id in &lost {
             if let Some(op) = self.ops.get_mut(id) {
-                op.peer = Peer::Lost;
+                (op.peer, op.held_back) = (Peer::Lost, false);
                 self.dirty.mark(op.range());
             }
         }
@@ -701,6 +760,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 local: Local::Waiting,
                 peer: Peer::NotSent,
                 replied: true,
+                held_back: false,
             };
             self.order += 1;
             self.enter(op, out);

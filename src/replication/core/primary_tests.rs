@@ -13,9 +13,13 @@ struct Bench {
 
 impl Bench {
     fn new(ack: AckMode, on_link_loss: OnLinkLoss) -> Bench {
-        let geometry = Geometry { blocks: 2048, block_bytes: 4096, granule_blocks: 1, owners: 1, owner: 0 };
+        Bench::with(ack, on_link_loss, 4096, LAG_BYTES)
+    }
+
+    fn with(ack: AckMode, on_link_loss: OnLinkLoss, block_bytes: u32, lag_limit_bytes: u64) -> Bench {
+        let geometry = Geometry { blocks: 2048, block_bytes, granule_blocks: 1, owners: 1, owner: 0 };
         let mut bench = Bench {
-            machine: PrimaryStripes::new(PrimaryConfig { geometry, ack, on_link_loss }),
+            machine: PrimaryStripes::new(PrimaryConfig { geometry, ack, on_link_loss, lag_limit_bytes }),
             out: Vec::new(),
         };
         bench.up(1, Epoch(1));
@@ -188,6 +192,75 @@ fn a_weaker_mode_releases_what_is_in_flight() {
     bench.local(ops[0], true);
     bench.machine.set_ack(AckMode::Local, &mut bench.out);
     assert_eq!(bench.replies(), [(1, Ok(()))]);
+}
+
+#[test]
+fn a_lagging_peer_holds_acknowledgements_back_until_it_has_caught_up() {
+    for mode in [AckMode::Local, AckMode::Received] {
+        let mut bench = Bench::with(mode, OnLinkLoss::Continue, 4096, 4 * 4096);
+        for token in 0..6 {
+            bench.write(token, token * 8, 1);
+            bench.received(token as usize);
+            let op = bench.submitted()[token as usize];
+            bench.local(op, true);
+        }
+        assert_eq!(bench.replies().len(), 4, "the last two would leave the peer too far behind");
+        bench.applied(5);
+        assert_eq!(bench.replies().len(), 5, "one that the peer has waits for nothing");
+        bench.applied(0);
+        assert_eq!(bench.replies().len(), 6);
+        (1..5).for_each(|at| bench.applied(at));
+        assert_eq!((bench.machine.in_flight(), bench.machine.lag_bytes()), (0, 0));
+    }
+}
+
+#[test]
+fn small_writes_lag_by_the_buffers_that_hold_them() {
+    let mut bench = Bench::with(AckMode::Local, OnLinkLoss::Continue, 512, 2 * 4096);
+    for token in 0..3 {
+        bench.write(token, token * 8, 1);
+        let op = bench.submitted()[token as usize];
+        bench.local(op, true);
+    }
+    assert_eq!((bench.replies().len(), bench.machine.lag_bytes()), (2, 3 * 512));
+}
+
+#[test]
+fn a_lost_link_releases_what_its_lag_held_back_as_the_policy_says() {
+    for (policy, replies) in [(OnLinkLoss::Continue, 2), (OnLinkLoss::Block, 1)] {
+        let mut bench = Bench::with(AckMode::Local, policy, 4096, 4096);
+        for token in 0..2 {
+            bench.write(token, token * 8, 1);
+            let op = bench.submitted()[token as usize];
+            bench.local(op, true);
+        }
+        assert_eq!(bench.replies().len(), 1);
+        bench.machine.link_down(&mut bench.out);
+        assert_eq!(bench.replies().len(), replies);
+        // Sent again in the next session, it is held back and released as before.
+        bench.up(1, Epoch(2));
+        if policy == OnLinkLoss::Block {
+            let again = bench.sent().len() - 1;
+            bench.applied(again);
+        }
+        assert_eq!((bench.replies().len(), bench.machine.in_flight()), (2, 0));
+    }
+}
+
+#[test]
+fn a_connection_that_is_full_holds_launches_back_also_over_a_cut() {
+    let mut bench = Bench::new(AckMode::Local, OnLinkLoss::Continue);
+    bench.machine.hold_back();
+    bench.write(1, 0, 1);
+    bench.machine.freeze();
+    bench.machine.stamp(Epoch(2), true, &mut bench.out);
+    assert!(bench.submitted().is_empty() && bench.sent().is_empty());
+    bench.machine.go_on(&mut bench.out);
+    assert_eq!(bench.sent(), [(0, 2)]);
+    bench.machine.hold_back();
+    bench.write(2, 8, 1);
+    bench.machine.link_down(&mut bench.out);
+    assert_eq!(bench.submitted().len(), 2, "a connection that is gone holds nothing back");
 }
 
 #[test]

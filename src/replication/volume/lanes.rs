@@ -17,7 +17,7 @@ use crate::replication::core::{
     Answer, Answered, Data, Forward, ForwardBody, Incoming, Lane, OpId, Outgoing, PeerRefusal, Range,
 };
 use crate::replication::link::{
-    AckEntry, AckStatus, Acks, CloseReason, Connection, Header, LinkOwner, Message, Ordered, Write,
+    AckEntry, AckStatus, Acks, CloseReason, Connection, Header, LinkOwner, Message, Ordered, Room, Write,
 };
 use crate::replication::{Epoch, Generation, Sequence};
 
@@ -39,6 +39,8 @@ struct LaneState {
     connection: Rc<Connection>,
     outgoing: Outgoing<Sender>,
     incoming: Incoming<(u16, AckStatus)>,
+    /// Its connection asked to hold back, and has not said that there is room again.
+    full: bool,
 }
 
 #[derive(Default)]
@@ -74,7 +76,12 @@ impl Lanes {
         if lanes.len() <= index {
             lanes.resize_with(index + 1, || None);
         }
-        let state = LaneState { connection, outgoing: Outgoing::default(), incoming: Incoming::default() };
+        let state = LaneState {
+            connection,
+            outgoing: Outgoing::default(),
+            incoming: Incoming::default(),
+            full: false,
+        };
         lanes[index] = Some(state);
     }
 
@@ -112,38 +119,30 @@ impl Lanes {
         self.lanes.borrow().iter().flatten().map(|lane| lane.connection.sent_bytes()).sum()
     }
 
-    /// A machine's message to the peer.
+    /// A machine's message to the peer. While the lane's connection asks for it, the shard's machines hold back.
     pub(super) fn forward(&self, owner: &Owner, lane: Lane, op: OpId, bytes: u32, forward: Forward<Blocks>) {
         let mut lanes = self.lanes.borrow_mut();
         // A machine sends only while its link is up; what finds no lane is resent or dirty when the link goes down.
         let Some(Some(state)) = lanes.get_mut(usize::from(lane)) else { return };
-        let volume = owner.index;
-        let Forward { epoch, generation, body } = forward;
-        match body {
-            ForwardBody::Write { range, data, fua, preserve } => {
-                let sequence = state.outgoing.send(Sender { volume, op, range });
-                let message = Message::Write(Write {
-                    generation,
-                    epoch,
-                    sequence,
-                    volume,
-                    offset: range.lba * u64::from(owner.block_bytes),
-                    len: bytes,
-                    fua,
-                    zeroes: matches!(data, Data::Zeroes),
-                    sync_copy: !preserve,
-                });
-                let payload = match data {
-                    Data::Bytes(blocks) => blocks.into_bufs(),
-                    Data::Zeroes => SgList::new(),
-                };
-                send(&state.connection, &message, payload);
+        if state.forward(owner, op, bytes, forward) == Room::No && !std::mem::replace(&mut state.full, true) {
+            drop(lanes);
+            if let Some(shard) = owner.shard.upgrade() {
+                shard.hold_back();
             }
-            ForwardBody::Flush => {
-                let sequence = state.outgoing.send(Sender { volume, op, range: Range::new(0, 0) });
-                let ordered = Ordered { generation, epoch, sequence, volume, value: 0 };
-                send(&state.connection, &Message::Flush(ordered), SgList::new());
+        }
+    }
+
+    /// A lane's connection has room again.
+    fn writable(&self, shard: &Shard, lane: Lane) {
+        let full = {
+            let mut lanes = self.lanes.borrow_mut();
+            if let Some(Some(state)) = lanes.get_mut(usize::from(lane)) {
+                state.full = false;
             }
+            lanes.iter().flatten().any(|lane| lane.full)
+        };
+        if !full {
+            shard.go_on();
         }
     }
 
@@ -316,12 +315,46 @@ impl Lanes {
     }
 }
 
-/// Sends a machine's message. A queue over its limit closes the connection: its peer does not keep up with what is in
-/// flight, which the machines bound, so it hangs.
-fn send(connection: &Rc<Connection>, message: &Message, payload: SgList) {
-    if connection.send(message, payload).is_err() {
-        connection.close(CloseReason::Deadline("taking what was sent"));
+impl LaneState {
+    fn forward(&mut self, owner: &Owner, op: OpId, bytes: u32, forward: Forward<Blocks>) -> Room {
+        let volume = owner.index;
+        let Forward { epoch, generation, body } = forward;
+        match body {
+            ForwardBody::Write { range, data, fua, preserve } => {
+                let sequence = self.outgoing.send(Sender { volume, op, range });
+                let message = Message::Write(Write {
+                    generation,
+                    epoch,
+                    sequence,
+                    volume,
+                    offset: range.lba * u64::from(owner.block_bytes),
+                    len: bytes,
+                    fua,
+                    zeroes: matches!(data, Data::Zeroes),
+                    sync_copy: !preserve,
+                });
+                let payload = match data {
+                    Data::Bytes(blocks) => blocks.into_bufs(),
+                    Data::Zeroes => SgList::new(),
+                };
+                send(&self.connection, &message, payload)
+            }
+            ForwardBody::Flush => {
+                let sequence = self.outgoing.send(Sender { volume, op, range: Range::new(0, 0) });
+                let ordered = Ordered { generation, epoch, sequence, volume, value: 0 };
+                send(&self.connection, &Message::Flush(ordered), SgList::new())
+            }
+        }
     }
+}
+
+/// Sends a machine's message. A queue over its hard limit closes the connection: the machines hold back long before, so
+/// something is wrong with it.
+fn send(connection: &Rc<Connection>, message: &Message, payload: SgList) -> Room {
+    connection.send(message, payload).unwrap_or_else(|_| {
+        connection.close(CloseReason::Deadline("taking what was sent"));
+        Room::Yes
+    })
 }
 
 fn status_of(refusal: PeerRefusal) -> AckStatus {
@@ -360,7 +393,11 @@ impl LinkOwner for LaneOwner {
         }
     }
 
-    fn writable(&self, _connection: &Rc<Connection>) {}
+    fn writable(&self, _connection: &Rc<Connection>) {
+        if let Some(shard) = self.shard.upgrade() {
+            shard.lanes.writable(&shard, self.lane);
+        }
+    }
 
     fn closed(&self, _connection: &Rc<Connection>, reason: CloseReason) {
         if let Some(shard) = self.shard.upgrade() {

@@ -17,8 +17,8 @@ use crate::bdev::BdevError;
 use crate::reactor::{self, TimerHandler, TimerId};
 use crate::replication::buffer::{BufferError, DiskBuffer, Quota, ReactorPages};
 use crate::replication::core::{
-    AckMode, Keep, Lane, OnLinkLoss, PeerRefusal, PrimaryConfig, PrimaryStripes, Refusal, SecondaryConfig,
-    SecondaryStripes, Session, StripeEvent,
+    AckMode, Keep, LAG_BYTES, Lane, OnLinkLoss, PeerRefusal, PrimaryConfig, PrimaryStripes, Refusal,
+    SecondaryConfig, SecondaryStripes, Session, StripeEvent,
 };
 use crate::replication::link::{Connection, LinkOwner};
 use crate::replication::{Epoch, Generation, Sequence};
@@ -163,9 +163,13 @@ impl Shard {
 
     /// Becomes a primary's share: reads and writes of hosts work from now on.
     pub fn become_primary(&self, ack: AckMode, on_link_loss: OnLinkLoss) {
-        for owner in self.owners() {
+        let owners = self.owners();
+        // The volumes share the reactor's lanes, and so what these may hold.
+        let lag_limit_bytes = LAG_BYTES / owners.len().max(1) as u64;
+        for owner in owners {
             let geometry = owner.shared.geometry(self.here as u16);
-            let machine = PrimaryStripes::new(PrimaryConfig { geometry, ack, on_link_loss });
+            let config = PrimaryConfig { geometry, ack, on_link_loss, lag_limit_bytes };
+            let machine = PrimaryStripes::new(config);
             *owner.machine.borrow_mut() = Machine::Primary(Box::new(machine));
         }
     }
@@ -245,6 +249,20 @@ impl Shard {
         self.preparing.take();
         self.primaries(|machine, out| machine.link_down(out));
         self.secondaries(|machine, _| machine.link_down());
+    }
+
+    /// A lane has as much to send as it should hold. From within a machine's outputs.
+    pub(super) fn hold_back(&self) {
+        for owner in self.owners() {
+            if let Machine::Primary(machine) = &mut *owner.machine.borrow_mut() {
+                machine.hold_back();
+            }
+        }
+    }
+
+    /// Every lane has room again.
+    pub(super) fn go_on(&self) {
+        self.primaries(|machine, out| machine.go_on(out));
     }
 
     /// First step of a cut.
@@ -409,8 +427,8 @@ impl TimerHandler for Shard {
         for owner in self.owners() {
             owner.feed();
             owner.secondary(|machine, out| {
-                machine.tick(out);
                 machine.maps_mut().recycle();
+                machine.tick(out);
             });
         }
         self.arm();
