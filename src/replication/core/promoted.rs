@@ -79,7 +79,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let committed = self.committed;
         let late = |write: &Forwarded<P>| write.epoch > committed;
         let mut waiting = SmallVec::<[OpId; 16]>::new();
-        let mut unpin = SmallVec::<[(OpId, u64); 16]>::new();
+        let mut unpin = SmallVec::<[(OpId, u64, u64); 16]>::new();
         self.ops.for_each_mut(|id, op| {
             let Op::Forwarded(write) = op else { return };
             if !late(write) {
@@ -87,7 +87,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             }
             if let Held::Pinned { bytes } = write.held {
                 write.held = Held::No;
-                unpin.push((id, bytes));
+                unpin.push((id, write.order, bytes));
             }
             match write.stage {
                 Stage::Waiting | Stage::Retrying => waiting.push(id),
@@ -95,8 +95,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Stage::Writing | Stage::Abandoned { .. } => {}
             }
         });
-        for (id, bytes) in unpin {
-            self.unpin(id, bytes);
+        for (id, order, bytes) in unpin {
+            self.unpin(id, order, bytes);
         }
         for id in waiting {
             self.forget(id, out);

@@ -156,6 +156,12 @@ impl<T: Copy> RangeLock<T> {
         region == first.max(other_first) && region <= last.min(other_last)
     }
 
+    /// Whether the entry at `at` of a bucket stands further ahead as well: several of its regions may share the bucket.
+    fn was_seen(entry: Range, list: &[u32], at: usize) -> bool {
+        let (first, last) = regions(entry);
+        first != last && list[..at].contains(&list[at])
+    }
+
     fn for_each_neighbour(&self, range: Range, mut look: impl FnMut(&Entry<T>)) {
         let (first, last) = regions(range);
         if last - first >= REGIONS_MAX {
@@ -168,9 +174,8 @@ impl<T: Copy> RangeLock<T> {
         for region in first..=last {
             for (at, &index) in self.buckets[bucket(region)].iter().enumerate() {
                 let entry = &self.entries[index as usize];
-                // An entry whose regions share this bucket stands in it more than once.
-                let seen = || self.buckets[bucket(region)][..at].contains(&index);
-                if Self::counts_here(range, entry.range, region) && !seen() {
+                let list = &self.buckets[bucket(region)];
+                if Self::counts_here(range, entry.range, region) && !Self::was_seen(entry.range, list, at) {
                     look(entry);
                 }
             }
@@ -190,7 +195,7 @@ impl<T: Copy> RangeLock<T> {
             let list = &self.buckets[bucket(region)];
             for (at, &index) in list.iter().enumerate() {
                 let entry = &mut self.entries[index as usize];
-                if Self::counts_here(range, entry.range, region) && !list[..at].contains(&index) {
+                if Self::counts_here(range, entry.range, region) && !Self::was_seen(entry.range, list, at) {
                     look(entry);
                 }
             }

@@ -20,7 +20,8 @@ pub struct SecondaryConfig {
     pub geometry: Geometry,
     /// False: nothing is preserved, there is no view, and only `latest` can be promised.
     pub buffer: bool,
-    /// Ticks after which an I/O of the disk counts as hung.
+    /// Ticks after which an I/O counts as hung, unless the disk is only slow: that is while others end, and none that
+    /// the disk got a whole such time later.
     pub hung_ticks: u32,
 }
 
@@ -119,7 +120,9 @@ pub(super) struct Forwarded<P> {
     pub stage: Stage,
     pub held: Held,
     pub answered: bool,
+    /// When it came, and when the disk got what it does for it now.
     pub since: u32,
+    pub started: u32,
 }
 
 pub(super) struct Barrier {
@@ -179,12 +182,17 @@ pub struct SecondaryStripes<P, M> {
     watermark: u8,
     order: u64,
     pub(super) tick: u32,
+    /// When a forwarded write last ended, and when the youngest that ended had gone to the disk.
+    last_end: u32,
+    youngest_ended: u32,
 }
 
 /// No original is ever kept from here on.
 const NEVER: Epoch = Epoch(u64::MAX);
 /// Percent of the buffer's limit at which events ask for a checkpoint: early enough for one at leisure, and urgent.
 const WATERMARKS: [u8; 2] = [75, 90];
+/// Below this the secondary's own writes may find room: the rest of the limit is kept for originals.
+const ROOM_PERCENT: u8 = 93;
 
 impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     pub fn new(config: SecondaryConfig, maps: M, generation: Generation, committed: Epoch) -> Self {
@@ -210,6 +218,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             watermark: 0,
             order: 0,
             tick: 0,
+            last_end: 0,
+            youngest_ended: 0,
         }
     }
 
@@ -321,6 +331,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     held: Held::No,
                     answered: false,
                     since: self.tick,
+                    started: self.tick,
                 }));
                 let (lock, held) = self.lock.enter(aligned, id);
                 if let Some(write) = self.forwarded_mut(id) {
@@ -389,16 +400,20 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         match left {
             0 => self.submit_write(id, out),
             left => {
+                let tick = self.tick;
                 if let Some(write) = self.forwarded_mut(id) {
                     write.stage = Stage::Preserving { left, failed: false };
+                    write.started = tick;
                 }
             }
         }
     }
 
     fn submit_write(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        let tick = self.tick;
         let Some(write) = self.forwarded_mut(id) else { return };
         write.stage = Stage::Writing;
+        write.started = tick;
         let (range, fua, data) = (write.range, write.fua, write.data.clone());
         out.push(SecondaryOutput::SubmitWrite { op: id, range, data, fua });
     }
@@ -495,6 +510,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let role = self.role;
         match self.ops.get_mut(id) {
             Some(Op::Forwarded(write)) if write.stage == Stage::Writing => {
+                self.last_end = self.tick;
+                if is_older(self.youngest_ended, write.started) {
+                    self.youngest_ended = write.started;
+                }
                 let kept = !matches!(role, Role::Promoted { visible } if write.epoch > visible);
                 match (ok, write.answered) {
                     (true, _) => self.forget_applied(id, out),
@@ -565,7 +584,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     pub(super) fn forget(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.remove(id) else { return };
         if let Held::Pinned { bytes } = write.held {
-            self.unpin(id, bytes);
+            self.unpin(id, write.order, bytes);
             if self.pins.is_empty() {
                 out.push(SecondaryOutput::Event(StripeEvent::DiskHealed));
             }
@@ -575,8 +594,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    pub(super) fn unpin(&mut self, id: OpId, bytes: u64) {
-        self.pins.retain(|pin| pin.1 != id);
+    pub(super) fn unpin(&mut self, id: OpId, order: u64, bytes: u64) {
+        let at = self.pins.partition_point(|pin| pin.0 < order);
+        if self.pins.get(at).is_some_and(|pin| pin.1 == id) {
+            self.pins.remove(at);
+        }
         self.maps.release(bytes);
         // A read that is under way may have counted on patching it in.
         self.changes += 1;
@@ -617,13 +639,18 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// The passing of time, in the shell's steps: what the disk holds up for too long is pinned.
     pub fn tick(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
         self.tick = self.tick.wrapping_add(1);
-        let (tick, limit) = (self.tick, self.config.hung_ticks);
-        self.pin_where(|write| tick.wrapping_sub(write.since) >= limit, out);
+        let progress = self.progress();
+        let at_the_disk = |write: &Forwarded<P>| write.stage != Stage::Waiting;
+        self.pin_where(|write| at_the_disk(write) && progress.is_hung(write.started), Room::OrBreak, out);
+        // What waits for its range hangs with what has the range; behind a disk that is only slow it takes its turn.
+        if !self.pins.is_empty() || self.broken.is_some() {
+            self.pin_where(|write| progress.is_hung(write.since), Room::OrBreak, out);
+        }
         let mut hung = SmallVec::<[(OpId, Lane, Sequence); 4]>::new();
         let mut retry = SmallVec::<[OpId; 4]>::new();
         for (id, op) in self.ops.iter() {
             match op {
-                Op::Barrier(barrier) if tick.wrapping_sub(barrier.since) >= limit => {
+                Op::Barrier(barrier) if progress.is_hung(barrier.since) => {
                     hung.push((id, barrier.lane, barrier.sequence));
                 }
                 Op::Forwarded(write) if write.stage == Stage::Retrying => retry.push(id),
@@ -640,10 +667,24 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         for id in retry {
             self.submit_write(id, out);
         }
+        // Memory comes back after what freed it: in steps, and from the buffers of other machines.
+        if !self.short_of_room.is_empty() && self.maps.fullness() < ROOM_PERCENT {
+            self.room(out);
+        }
         self.drain_again(out);
     }
 
-    fn pin_where(&mut self, wanted: impl Fn(&Forwarded<P>) -> bool, out: &mut Vec<SecondaryOutput<P>>) {
+    fn progress(&self) -> Progress {
+        let (tick, limit) = (self.tick, self.config.hung_ticks);
+        Progress { tick, limit, last_end: self.last_end, youngest_ended: self.youngest_ended }
+    }
+
+    fn pin_where(
+        &mut self,
+        wanted: impl Fn(&Forwarded<P>) -> bool,
+        room: Room,
+        out: &mut Vec<SecondaryOutput<P>>,
+    ) {
         let mut chosen = SmallVec::<[(u64, OpId); 16]>::new();
         for (id, op) in self.ops.iter() {
             if let Op::Forwarded(write) = op
@@ -655,7 +696,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
         chosen.sort_unstable();
         for (_, id) in chosen {
-            self.pin(id, out);
+            self.pin(id, room, out);
         }
     }
 
@@ -667,10 +708,13 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 
     /// Keeps the payload as the content of the disk and tells the primary so.
-    fn pin(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+    fn pin(&mut self, id: OpId, room: Room, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
         let (bytes, order, range) = (self.pin_bytes(write), write.order, write.range);
         if self.maps.reserve(bytes).is_err() {
+            if room == Room::OrWait {
+                return;
+            }
             self.broken.get_or_insert(PeerRefusal::HungDisk);
             self.answer(id, Answer::Failed(PeerRefusal::HungDisk), out);
             if let Some(Preparing { epoch, .. }) = self.preparing.take() {
@@ -724,9 +768,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    /// The checkpoint waits no longer: what the disk has not taken of the epoch is pinned now.
+    /// The checkpoint waits no longer: what the disk has not taken of the epoch is pinned now. Where there is no room
+    /// for that it is the checkpoint that fails, by its deadline: a disk that is only slow takes the rest.
     pub fn settle(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
-        self.pin_where(|write| write.epoch <= epoch, out);
+        self.pin_where(|write| write.epoch <= epoch, Room::OrWait, out);
     }
 
     /// The epoch is durable for the whole group: the view moves to it.
@@ -749,9 +794,61 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 }
 
+/// What becomes of a write that is to be pinned and finds no room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Room {
+    /// The machine stops following: a disk that hangs may never take it.
+    OrBreak,
+    /// It goes on waiting for the disk.
+    OrWait,
+}
+
+/// How the disk gets on: one that is slow ends writes in about the order in which they came, however old they are.
+#[derive(Clone, Copy)]
+struct Progress {
+    tick: u32,
+    limit: u32,
+    last_end: u32,
+    youngest_ended: u32,
+}
+
+impl Progress {
+    /// Whether what the disk got at `since` hangs: it is old, and nothing ends any more, or what came much later has ended.
+    fn is_hung(&self, since: u32) -> bool {
+        let overtaken =
+            is_older(since, self.youngest_ended) && self.youngest_ended.wrapping_sub(since) >= self.limit;
+        let stalled = self.tick.wrapping_sub(self.last_end) >= self.limit;
+        self.tick.wrapping_sub(since) >= self.limit && (stalled || overtaken)
+    }
+}
+
+/// Whether tick `a` came before tick `b`; ticks wrap around.
+fn is_older(a: u32, b: u32) -> bool {
+    a != b && b.wrapping_sub(a) < u32::MAX / 2
+}
+
 fn is_unanswered<P>(op: &Op<P>, through: Option<Epoch>) -> bool {
     match op {
         Op::Forwarded(write) => !write.answered && through.is_none_or(|epoch| write.epoch <= epoch),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_disk_does_not_hang_and_one_that_was_overtaken_or_stands_still_does() {
+        let at = |tick, last_end, youngest_ended| Progress { tick, limit: 50, last_end, youngest_ended };
+        assert!(!at(49, 0, 0).is_hung(0), "too young");
+        assert!(at(50, 0, 0).is_hung(0), "nothing ends");
+        assert!(!at(500, 499, 10).is_hung(20), "those before it still end");
+        assert!(!at(500, 499, 60).is_hung(20), "those about its age end");
+        assert!(at(500, 499, 70).is_hung(20), "much later ones have ended");
+        assert!(at(500, 450, 10).is_hung(20), "nothing ends any more");
+        let end = u32::MAX;
+        assert!(!at(20, 19, end - 40).is_hung(end - 30), "over the end of the count");
+        assert!(at(40, 39, 25).is_hung(end - 30));
     }
 }

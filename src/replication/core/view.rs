@@ -132,7 +132,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             return self.own_end(id, Err(Refusal::ViewLost), out);
         }
         let (geometry, changes) = (self.config.geometry, self.changes);
-        let pinned = self.visible_pins();
+        let Some(Op::Own(own)) = self.ops.get(id) else { return };
+        let pinned = self.visible_pins(own.range);
         let held = |piece: Range| pinned.iter().any(|pin| pin.intersection(piece) == Some(piece));
         let Some(Op::Own(own)) = self.ops.get_mut(id) else { return };
         let range = own.range;
@@ -258,10 +259,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    /// The ranges that need not be read from the disk, which may hang.
-    fn visible_pins(&self) -> SmallVec<[Range; 8]> {
+    /// The parts of a range that need not be read from the disk, which may hang.
+    fn visible_pins(&self, range: Range) -> SmallVec<[Range; 8]> {
         let pins = self.pins.iter().filter_map(|&(_, id)| match self.ops.get(id) {
-            Some(Op::Forwarded(write)) if write.epoch <= self.visible() => Some(write.range),
+            Some(Op::Forwarded(write)) if write.epoch <= self.visible() => write.range.intersection(range),
             _ => None,
         });
         pins.collect()

@@ -51,6 +51,13 @@ pub(super) enum Starved {
     Base(OpId, Range),
 }
 
+impl Starved {
+    fn range(self) -> Range {
+        let (Starved::Copy(_, range) | Starved::Preserve(_, range) | Starved::Base(_, range)) = self;
+        range
+    }
+}
+
 pub(super) struct Owner {
     pub shared: Arc<VolumeShared>,
     /// The volume's place in its group.
@@ -213,9 +220,13 @@ impl Owner {
 
     /// Reads that found no buffer memory, once more; in order, as far as memory goes.
     pub fn feed(self: &Rc<Owner>) {
-        for _ in 0..self.starved.borrow().len() {
-            let Some(starved) = self.starved.borrow_mut().pop_front() else { return };
-            self.read_for(starved);
+        loop {
+            let Some(starved) = self.starved.borrow_mut().pop_front() else { break };
+            let Some(blocks) = self.alloc(starved.range()) else {
+                // Its turn stays: looking at all that wait behind it each time would take the reactor's whole time.
+                return self.starved.borrow_mut().push_front(starved);
+            };
+            self.read_into(starved, blocks);
         }
         for _ in 0..self.hungry.borrow().len() {
             let Some(piece) = self.hungry.borrow_mut().pop_front() else { return };
@@ -225,8 +236,14 @@ impl Owner {
 
     /// Reads for the machine into new buffers, or waits for memory.
     pub fn read_for(self: &Rc<Owner>, what: Starved) {
-        let (Starved::Copy(_, range) | Starved::Preserve(_, range) | Starved::Base(_, range)) = what;
-        let Some(blocks) = self.alloc(range) else { return self.starved.borrow_mut().push_back(what) };
+        match self.alloc(what.range()) {
+            Some(blocks) => self.read_into(what, blocks),
+            None => self.starved.borrow_mut().push_back(what),
+        }
+    }
+
+    fn read_into(self: &Rc<Owner>, what: Starved, blocks: Blocks) {
+        let range = what.range();
         let bufs = blocks.bufs().iter().cloned().collect();
         let job = match what {
             Starved::Copy(op, _) => Job::CopyRead(op, blocks),
