@@ -101,6 +101,12 @@ impl DiskBuffer {
         &self.supply.quota
     }
 
+    /// How much of the quota is in use, in percent; without what this buffer is about to give back.
+    pub fn used_percent(&self) -> u64 {
+        let retired = self.retired.iter().map(Layer::held_bytes).sum();
+        self.supply.quota.percent_without(retired)
+    }
+
     /// Opens an epoch above all that are open: originals of its writes go into a layer of its own. O(1).
     pub fn open_epoch(&mut self, epoch: Epoch) -> Result<(), BufferError> {
         if self.undo.back().is_some_and(|(last, _)| *last >= epoch) {

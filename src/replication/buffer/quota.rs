@@ -41,10 +41,10 @@ impl Quota {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// 0 to 100, and above when the limit was lowered.
-    pub fn used_percent(&self) -> u64 {
-        u64::try_from(u128::from(self.used_bytes()) * 100 / u128::from(self.limit_bytes().max(1)))
-            .unwrap_or(u64::MAX)
+    /// What is used beside `bytes` of it: 0 to 100 percent, and above when the limit was lowered.
+    pub fn percent_without(&self, bytes: u64) -> u64 {
+        let used = self.used_bytes().saturating_sub(bytes);
+        u64::try_from(u128::from(used) * 100 / u128::from(self.limit_bytes().max(1))).unwrap_or(u64::MAX)
     }
 
     pub fn take(&self, claim: Claim, bytes: u64) -> bool {
@@ -74,7 +74,7 @@ mod tests {
         assert!(!quota.take(Claim::Overlay, 1));
         assert!(quota.take(Claim::Undo, 100));
         assert!(!quota.take(Claim::Undo, 1));
-        assert_eq!(quota.used_percent(), 100);
+        assert_eq!(quota.percent_without(0), 100);
         quota.give_back(1600);
         assert_eq!(quota.used_bytes(), 0);
     }
@@ -85,6 +85,6 @@ mod tests {
         assert!(quota.take(Claim::Undo, 800));
         quota.set_limit_bytes(400);
         assert!(!quota.take(Claim::Undo, 1));
-        assert_eq!(quota.used_percent(), 200);
+        assert_eq!(quota.percent_without(0), 200);
     }
 }

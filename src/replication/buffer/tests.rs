@@ -168,7 +168,7 @@ fn the_limit_is_a_clear_error_and_changes_nothing() {
     let outcome = preserve(&mut buffer, Epoch(1), 0..300, &disk);
     assert_eq!(outcome, Err(BufferError::Full));
     assert_eq!(buffer.usage().undo_bytes, MIB, "up to the last page");
-    assert_eq!(buffer.quota().used_percent(), 100);
+    assert_eq!(buffer.used_percent(), 100);
     assert!(!buffer.pin(1));
     let write = buffer.overlay_write(0..4096, data(&[heap(&[1; 4096])]), &[]);
     assert_eq!(write, Err(BufferError::Full));

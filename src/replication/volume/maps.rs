@@ -2,7 +2,7 @@
 
 use super::payload::Blocks;
 use crate::replication::Epoch;
-use crate::replication::buffer::{BufferUsage, Content, DiskBuffer, Fill, Granule, OverlayData};
+use crate::replication::buffer::{BufferError, BufferUsage, Content, DiskBuffer, Fill, Granule, OverlayData};
 use crate::replication::core::{BufferFull, Data, GranuleMaps, Range};
 
 /// Chunks of dropped layers that go back to the pool in one step: a few microseconds.
@@ -43,6 +43,18 @@ impl Maps {
         Ok(())
     }
 
+    /// What finds no room is tried again with the memory of dropped layers, which goes back in steps otherwise.
+    fn with_room(
+        &mut self,
+        mut f: impl FnMut(&mut DiskBuffer) -> Result<(), BufferError>,
+    ) -> Result<(), BufferFull> {
+        if f(&mut self.buffer).is_ok() {
+            return Ok(());
+        }
+        self.buffer.recycle_step(usize::MAX);
+        f(&mut self.buffer).map_err(|_| BufferFull)
+    }
+
     fn at(&self, blocks: u64) -> u64 {
         blocks * u64::from(self.block_bytes)
     }
@@ -66,10 +78,10 @@ impl GranuleMaps<Blocks> for Maps {
     ) -> Result<(), BufferFull> {
         let at = self.at(at.into()) as usize;
         self.open_through(epoch)?;
-        match self.buffer.undo_insert(epoch, Granule(granule), content.bufs(), at) {
-            Ok(_) => Ok(()),
-            Err(_) => Err(BufferFull),
-        }
+        let insert = |buffer: &mut DiskBuffer| {
+            buffer.undo_insert(epoch, Granule(granule), content.bufs(), at).map(|_| ())
+        };
+        self.with_room(insert)
     }
 
     fn view_contains(&self, granule: u64) -> bool {
@@ -108,7 +120,7 @@ impl GranuleMaps<Blocks> for Maps {
         };
         let granule = self.buffer.granule_of(bytes.start);
         let fill = base.map(|base| Fill { granule, content: base.bufs() });
-        self.buffer.overlay_write(bytes, data, fill.as_slice()).map_err(|_| BufferFull)
+        self.with_room(|buffer| buffer.overlay_write(bytes.clone(), data, fill.as_slice()))
     }
 
     fn drop_through(&mut self, epoch: Epoch) {
@@ -142,6 +154,6 @@ impl GranuleMaps<Blocks> for Maps {
     }
 
     fn fullness(&self) -> u8 {
-        self.buffer.quota().used_percent().min(100) as u8
+        self.buffer.used_percent().min(100) as u8
     }
 }
