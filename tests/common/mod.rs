@@ -10,6 +10,7 @@
 
 pub mod export;
 pub mod guest;
+pub mod load;
 pub mod netns;
 pub mod node;
 pub mod nvme;

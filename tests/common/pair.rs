@@ -1,5 +1,5 @@
-//! A primary and a secondary that keep one volume, `v0`, in step: two processes on loopback, or in networks of their
-//! own with a cable between them.
+//! A primary and a secondary that keep one volume, `v0`, or several in step: two processes on loopback, or in networks
+//! of their own with a cable between them.
 
 use super::netns::{Cable, Namespace};
 use super::node::{Node, free_port};
@@ -28,7 +28,53 @@ pub struct Pair {
     primary_address: String,
     secondary_address: String,
     link_address: String,
+    disks: Vec<Disk>,
     network: Option<Network>,
+}
+
+/// A disk of both nodes, below one volume.
+#[derive(Clone, Copy)]
+pub struct Disk {
+    pub mib: u64,
+    pub block_size: u32,
+}
+
+/// What the two nodes are made of.
+#[derive(Clone)]
+pub struct Shape {
+    pub primary_cores: &'static str,
+    pub secondary_cores: &'static str,
+    pub disks: Vec<Disk>,
+    /// Memory of each node, beside what its disks take.
+    pub memory_mib: u32,
+    /// A network for each node, and a cable between them that can be cut.
+    pub cable: bool,
+}
+
+impl Shape {
+    /// One disk of `size_mib`, one reactor each, on loopback.
+    pub fn simple(size_mib: u64) -> Shape {
+        Shape {
+            primary_cores: "0",
+            secondary_cores: "1",
+            disks: vec![Disk { mib: size_mib, block_size: 4096 }],
+            memory_mib: 256 + 2 * size_mib as u32,
+            cable: false,
+        }
+    }
+}
+
+/// The name of a volume, of the disk below it, and of what exports it and its view, by the volume's number.
+pub fn volume_name(number: usize) -> String {
+    format!("v{number}")
+}
+
+pub fn disk_name(number: usize) -> String {
+    format!("Disk{number}")
+}
+
+fn numbered(nqn: &str, number: usize) -> String {
+    if number == 0 { nqn.to_owned() } else { format!("{nqn}{number}") }
 }
 
 /// A namespace for each node, and the only way between them. (The fields drop in this order.)
@@ -68,61 +114,79 @@ pub fn export(
 impl Pair {
     /// Two nodes with a RAM disk of `size_mib` each, no group yet.
     pub fn nodes(size_mib: u64) -> Pair {
-        let node = |name, core| Node::builder(name).cores(core).memory_mib(256 + 3 * size_mib as u32).start();
-        Pair {
-            secondary: node("secondary", "1"),
-            primary: node("primary", "0"),
-            primary_port: free_port(),
-            secondary_port: free_port(),
-            link_port: free_port(),
-            primary_address: "127.0.0.1".to_owned(),
-            secondary_address: "127.0.0.1".to_owned(),
-            link_address: "127.0.0.1".to_owned(),
-            network: None,
-        }
-        .prepared(size_mib)
+        Pair::of(Shape::simple(size_mib))
     }
 
     /// As [`Pair::nodes`], each in a network of its own; only a cable that can be cut leads from one to the other.
     pub fn nodes_with_a_cable(size_mib: u64) -> Pair {
-        let (primary, secondary) = (Namespace::new(), Namespace::new());
-        let node = |name, core, namespace| {
-            let memory_mib = 256 + 3 * size_mib as u32;
-            Node::builder(name).cores(core).memory_mib(memory_mib).namespace(namespace).start()
+        Pair::of(Shape { cable: true, ..Shape::simple(size_mib) })
+    }
+
+    /// Two nodes with the disks of `shape`, no group yet.
+    pub fn of(shape: Shape) -> Pair {
+        let disks_mib: u64 = shape.disks.iter().map(|disk| disk.mib).sum();
+        let start = |name, cores, namespace: Option<&Namespace>| {
+            let builder = Node::builder(name).cores(cores).memory_mib(shape.memory_mib + disks_mib as u32);
+            match namespace {
+                Some(namespace) => builder.namespace(namespace).start(),
+                None => builder.start(),
+            }
         };
-        Pair {
-            secondary: node("secondary", "1", &secondary),
-            primary: node("primary", "0", &primary),
-            primary_port: 4420,
-            secondary_port: 4420,
-            link_port: 4500,
-            primary_address: primary.reach(),
-            secondary_address: secondary.reach(),
-            link_address: Cable::SECOND.to_owned(),
-            network: Some(Network {
-                cable: Cable::plug(&primary, &secondary),
-                _primary: primary,
-                _secondary: secondary,
-            }),
+        let (primary_cores, secondary_cores) = (shape.primary_cores, shape.secondary_cores);
+        let pair = if shape.cable {
+            let (primary, secondary) = (Namespace::new(), Namespace::new());
+            Pair {
+                secondary: start("secondary", secondary_cores, Some(&secondary)),
+                primary: start("primary", primary_cores, Some(&primary)),
+                primary_port: 4420,
+                secondary_port: 4420,
+                link_port: 4500,
+                primary_address: primary.reach(),
+                secondary_address: secondary.reach(),
+                link_address: Cable::SECOND.to_owned(),
+                disks: shape.disks,
+                network: Some(Network {
+                    cable: Cable::plug(&primary, &secondary),
+                    _primary: primary,
+                    _secondary: secondary,
+                }),
+            }
+        } else {
+            let loopback = || "127.0.0.1".to_owned();
+            Pair {
+                secondary: start("secondary", secondary_cores, None),
+                primary: start("primary", primary_cores, None),
+                primary_port: free_port(),
+                secondary_port: free_port(),
+                link_port: free_port(),
+                primary_address: loopback(),
+                secondary_address: loopback(),
+                link_address: loopback(),
+                disks: shape.disks,
+                network: None,
+            }
+        };
+        for node in [&pair.primary, &pair.secondary] {
+            pair.equip(node);
         }
-        .prepared(size_mib)
+        pair
+    }
+
+    /// Gives a node its disks and its transport.
+    fn equip(&self, node: &Node) {
+        for (number, disk) in self.disks.iter().enumerate() {
+            let num_blocks = (disk.mib << 20) / u64::from(disk.block_size);
+            node.rpc(
+                "bdev_malloc_create",
+                json!({"name": disk_name(number), "num_blocks": num_blocks, "block_size": disk.block_size}),
+            );
+        }
+        node.rpc("nvmf_create_transport", json!({"trtype": "TCP"}));
     }
 
     /// The cable of a pair made by [`Pair::nodes_with_a_cable`].
     pub fn cable(&self) -> &Cable {
         &self.network.as_ref().expect("a pair in networks of its own").cable
-    }
-
-    fn prepared(self, size_mib: u64) -> Pair {
-        let pair = self;
-        for node in [&pair.primary, &pair.secondary] {
-            node.rpc(
-                "bdev_malloc_create",
-                json!({"name": DISK, "num_blocks": size_mib << 8, "block_size": 4096}),
-            );
-            node.rpc("nvmf_create_transport", json!({"trtype": "TCP"}));
-        }
-        pair
     }
 
     /// As [`Pair::nodes`], with the group, the exports, and both in step.
@@ -152,7 +216,8 @@ impl Pair {
     /// Creates the group on both nodes; the members of `primary` and `secondary` override its defaults.
     pub fn create_groups(&self, primary: Value, secondary: Value) {
         let link = json!({"transport": "tcp", "address": self.link_address, "port": self.link_port});
-        let volumes = json!([{"name": VOLUME, "bdev": DISK}]);
+        let volume = |number| json!({"name": volume_name(number), "bdev": disk_name(number)});
+        let volumes: Value = (0..self.disks.len()).map(volume).collect();
         let merged = |mut base: Value, extra: Value| {
             if let (Some(base), Value::Object(extra)) = (base.as_object_mut(), extra) {
                 base.extend(extra);
@@ -180,19 +245,16 @@ impl Pair {
         );
     }
 
-    /// The volume on both nodes under one name, and the secondary VM's view under another.
+    /// The volumes on both nodes under one name, and the secondary VM's views under another.
     pub fn export_volume(&self) {
-        export(&self.primary, &self.primary_address, self.primary_port, VOLUME_NQN, VOLUME, 1, false);
-        export(
-            &self.secondary,
-            &self.secondary_address,
-            self.secondary_port,
-            VOLUME_NQN,
-            VOLUME,
-            0x100,
-            false,
-        );
-        export(&self.secondary, &self.secondary_address, self.secondary_port, VIEW_NQN, VOLUME, 1, true);
+        let (primary, secondary) = (&self.primary_address, &self.secondary_address);
+        for number in 0..self.disks.len() {
+            let (name, nqn) = (volume_name(number), numbered(VOLUME_NQN, number));
+            export(&self.primary, primary, self.primary_port, &nqn, &name, 1, false);
+            export(&self.secondary, secondary, self.secondary_port, &nqn, &name, 0x100, false);
+            let view = numbered(VIEW_NQN, number);
+            export(&self.secondary, secondary, self.secondary_port, &view, &name, 1, true);
+        }
     }
 
     /// Starts replication and waits until both say that they are in step.
@@ -206,17 +268,29 @@ impl Pair {
 
     /// The volume through the primary.
     pub fn volume(&self) -> Host {
-        Host::connect_to(&self.primary_address, self.primary_port, VOLUME_NQN)
+        self.volume_of(0)
     }
 
     /// The secondary VM's view.
     pub fn view(&self) -> Host {
-        Host::connect_to(&self.secondary_address, self.secondary_port, VIEW_NQN)
+        self.view_of(0)
     }
 
     /// The volume through the secondary, after its promotion.
     pub fn survivor(&self) -> Host {
-        Host::connect_to(&self.secondary_address, self.secondary_port, VOLUME_NQN)
+        self.survivor_of(0)
+    }
+
+    pub fn volume_of(&self, number: usize) -> Host {
+        Host::connect_to(&self.primary_address, self.primary_port, &numbered(VOLUME_NQN, number))
+    }
+
+    pub fn view_of(&self, number: usize) -> Host {
+        Host::connect_to(&self.secondary_address, self.secondary_port, &numbered(VIEW_NQN, number))
+    }
+
+    pub fn survivor_of(&self, number: usize) -> Host {
+        Host::connect_to(&self.secondary_address, self.secondary_port, &numbered(VOLUME_NQN, number))
     }
 
     pub fn checkpoint(&self) -> Value {

@@ -18,6 +18,8 @@ fn now() -> u64 {
 
 #[derive(Clone, Copy)]
 struct Write {
+    /// Which of the writer's volumes.
+    place: usize,
     block: u64,
     issued: u64,
     acknowledged: Option<u64>,
@@ -35,10 +37,12 @@ impl History {
     }
 }
 
-/// One writer at depth 1 with a region of its own: its writes 1, 2, 3 … are in the image up to some `k`, and none
-/// after. Its blocks are all zero before.
+/// One writer at depth 1 with a region of its own, on one volume or on several in turn: its writes 1, 2, 3 … are in the
+/// images up to some `k`, and none after. Its blocks are all zero before.
 pub struct Writer {
     history: Arc<History>,
+    /// The numbers of its volumes.
+    volumes: Vec<usize>,
     first_block: u64,
     blocks: u64,
     thread: Option<JoinHandle<String>>,
@@ -60,9 +64,16 @@ fn stamp(sequence: u64, block: u64) -> Vec<u8> {
 
 impl Writer {
     /// Starts to write at random in `blocks` blocks from `first_block` on, until stopped or refused.
-    pub fn start(mut host: Host, first_block: u64, blocks: u64) -> Writer {
+    pub fn start(host: Host, first_block: u64, blocks: u64) -> Writer {
+        Writer::across(vec![(0, host)], first_block, blocks)
+    }
+
+    /// The same on several volumes, named by their numbers: each write goes to the volume after that of the write
+    /// before, and not before that one was acknowledged.
+    pub fn across(hosts: Vec<(usize, Host)>, first_block: u64, blocks: u64) -> Writer {
         let history = Arc::new(History::default());
         let shared = Arc::clone(&history);
+        let (volumes, mut hosts): (Vec<usize>, Vec<Host>) = hosts.into_iter().unzip();
         let thread = std::thread::spawn(move || {
             let mut random = first_block.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
             while !shared.stop.load(Ordering::Relaxed) {
@@ -70,12 +81,13 @@ impl Writer {
                 random ^= random >> 7;
                 random ^= random << 17;
                 let block = first_block + random % blocks;
-                let sequence = {
+                let (sequence, place) = {
                     let mut writes = shared.writes();
-                    writes.push(Write { block, issued: now(), acknowledged: None });
-                    writes.len()
+                    let place = writes.len() % hosts.len();
+                    writes.push(Write { place, block, issued: now(), acknowledged: None });
+                    (writes.len(), place)
                 };
-                match host.try_write(block * BLOCK as u64, &stamp(sequence as u64, block)) {
+                match hosts[place].try_write(block * BLOCK as u64, &stamp(sequence as u64, block)) {
                     Ok(completion) if completion.is_success() => {
                         shared.writes()[sequence - 1].acknowledged = Some(now());
                     }
@@ -85,7 +97,7 @@ impl Writer {
             }
             "stopped".to_owned()
         });
-        Writer { history, first_block, blocks, thread: Some(thread) }
+        Writer { history, volumes, first_block, blocks, thread: Some(thread) }
     }
 
     pub fn acknowledged(&self) -> usize {
@@ -111,43 +123,45 @@ impl Writer {
         self.stop()
     }
 
-    /// The `k` for which `image` (of the whole volume) holds exactly the writes 1..=k of this writer.
+    /// What a block of an image holds: the number of the write that made it, 0 for none.
     #[track_caller]
-    fn prefix_in(&self, image: &[u8]) -> usize {
+    fn write_in(&self, writes: &[Write], place: usize, image: &[u8], block: u64) -> usize {
+        let content = &image[block as usize * BLOCK..][..BLOCK];
+        let mut word = [0u8; 8];
+        word.copy_from_slice(&content[..8]);
+        let sequence = u64::from_le_bytes(word);
+        if sequence == 0 {
+            assert!(content.iter().all(|&b| b == 0), "block {block} is neither untouched nor stamped");
+            return 0;
+        }
+        assert!(sequence <= writes.len() as u64, "block {block} holds write {sequence}, which nobody issued");
+        let write = &writes[sequence as usize - 1];
+        assert_eq!((write.place, write.block), (place, block), "write {sequence} went to another block");
+        assert_eq!(content, stamp(sequence, block), "block {block} is torn (write {sequence})");
+        sequence as usize
+    }
+
+    /// The `k` for which the images (of whole volumes, by their numbers) hold exactly the writes 1..=k of this writer.
+    #[track_caller]
+    fn prefix_in(&self, images: &[&[u8]]) -> usize {
         let writes = self.history.writes();
-        let mut found = Vec::new();
-        for block in self.first_block..self.first_block + self.blocks {
-            let content = &image[block as usize * BLOCK..][..BLOCK];
-            let mut word = [0u8; 8];
-            word.copy_from_slice(&content[..8]);
-            let sequence = u64::from_le_bytes(word);
-            if sequence == 0 {
-                assert!(content.iter().all(|&b| b == 0), "block {block} is neither untouched nor stamped");
-            } else {
-                assert!(
-                    sequence <= writes.len() as u64,
-                    "block {block} holds write {sequence}, which nobody issued"
-                );
-                assert_eq!(
-                    writes[sequence as usize - 1].block,
-                    block,
-                    "write {sequence} went to another block"
-                );
-                assert_eq!(content, stamp(sequence, block), "block {block} is torn (write {sequence})");
-            }
-            found.push(sequence as usize);
-        }
+        let end = self.first_block + self.blocks;
+        let places =
+            || (0..self.volumes.len()).flat_map(|place| (self.first_block..end).map(move |b| (place, b)));
+        let found: Vec<usize> = places()
+            .map(|(place, block)| self.write_in(&writes, place, images[self.volumes[place]], block))
+            .collect();
         let prefix = found.iter().copied().max().unwrap_or(0);
-        let mut expected = vec![0; self.blocks as usize];
+        let mut expected = vec![0; found.len()];
         for (i, write) in writes[..prefix].iter().enumerate() {
-            expected[(write.block - self.first_block) as usize] = i + 1;
+            expected[write.place * self.blocks as usize + (write.block - self.first_block) as usize] = i + 1;
         }
-        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        for ((place, block), (found, expected)) in places().zip(found.iter().zip(&expected)) {
             assert_eq!(
-                found,
-                expected,
-                "block {} holds write {found} where write {expected} belongs, while write {prefix} is there",
-                self.first_block + i as u64
+                found, expected,
+                "block {block} of volume {} holds write {found} where write {expected} belongs, while write {prefix} \
+                 is there",
+                self.volumes[place]
             );
         }
         prefix
@@ -177,7 +191,18 @@ pub fn assert_one_point_in_time(
     earliest: &[usize],
     latest: &[usize],
 ) -> Vec<usize> {
-    let cut: Vec<usize> = writers.iter().map(|w| w.prefix_in(image)).collect();
+    assert_images_of_one_point_in_time(writers, &[image], earliest, latest)
+}
+
+/// The same of several volumes: `images` are whole volumes, in the order of their numbers.
+#[track_caller]
+pub fn assert_images_of_one_point_in_time(
+    writers: &[Writer],
+    images: &[&[u8]],
+    earliest: &[usize],
+    latest: &[usize],
+) -> Vec<usize> {
+    let cut: Vec<usize> = writers.iter().map(|w| w.prefix_in(images)).collect();
     for (i, &k) in cut.iter().enumerate() {
         assert!(
             (earliest[i]..=latest[i]).contains(&k),
