@@ -13,7 +13,7 @@ use lockstep::nvme::tcp::Digests;
 use lockstep::reactor::{Config, ReactorSet, Reply};
 
 use crate::Failure;
-use crate::backend;
+use crate::backend::{self, Backend};
 use crate::cpu::{Meter, Share};
 use crate::options::{Load, MachineArgs, Target};
 use crate::worker::{Plan, Results, Shared, Worker};
@@ -259,11 +259,11 @@ fn begin(plan: Plan, way: Way, reply: Reply<Results>) {
     let client: Rc<dyn backend::Client> = worker.clone();
     match way {
         Way::Bdev(bdev) => match bdev.channel() {
-            Ok(channel) => worker.set_backend(Rc::new(backend::Bdev::new(channel, client.clone()))),
+            Ok(channel) => worker.set_backend(Backend::Bdev(backend::Bdev::new(channel, client.clone()))),
             Err(error) => return worker.fail(error.to_string()),
         },
         Way::Nvme(options, nsid) => match backend::Nvme::open(*options, nsid, client.clone()) {
-            Ok(backend) => worker.set_backend(backend),
+            Ok(queue) => worker.set_backend(Backend::Nvme(queue)),
             Err(error) => return worker.fail(error.to_string()),
         },
     }

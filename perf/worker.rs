@@ -72,8 +72,8 @@ pub struct Results {
     pub closed: Option<String>,
 }
 
+/// One I/O that is in flight, or was.
 struct Slot {
-    buf: Buf,
     kind: Kind,
     lba: u64,
     start_ns: u64,
@@ -84,7 +84,8 @@ struct Slot {
 struct State {
     generator: Generator,
     slots: Vec<Slot>,
-    idle: Vec<usize>,
+    /// The slots that are free, each with the buffer of its next I/O.
+    idle: Vec<(usize, Buf)>,
     ledger: Option<Ledger>,
     results: Results,
     tokens: f64,
@@ -93,7 +94,7 @@ struct State {
 
 pub struct Worker {
     plan: Plan,
-    backend: OnceCell<Rc<dyn Backend>>,
+    backend: OnceCell<Backend>,
     state: RefCell<State>,
     in_flight: Cell<usize>,
     issued: Cell<u64>,
@@ -162,10 +163,12 @@ impl Worker {
         let load = &plan.load;
         let unit_blocks = load.size_bytes / u64::from(plan.block_size);
         let mut slots = Vec::with_capacity(load.depth);
+        let mut idle = Vec::with_capacity(load.depth);
         for n in 0..load.depth {
             let buf = reactor::alloc(load.size_bytes as usize)?;
             buf.fill(0, buf.len(), n as u8 ^ 0x5a);
-            slots.push(Slot { buf, kind: Kind::Read, lba: 0, start_ns: 0, window: 0, floor: Vec::new() });
+            slots.push(Slot { kind: Kind::Read, lba: 0, start_ns: 0, window: 0, floor: Vec::new() });
+            idle.push((n, buf));
         }
         let seed = load.seed.wrapping_mul(1_000_003).wrapping_add(plan.writer & 0xffff);
         let ledger = load
@@ -173,7 +176,7 @@ impl Worker {
             .then(|| Ledger::new(plan.writer, plan.first_lba, plan.units * unit_blocks, plan.block_size));
         let state = State {
             generator: Generator::new(load.pattern, plan.first_lba, plan.units, unit_blocks, seed),
-            idle: (0..load.depth).rev().collect(),
+            idle,
             slots,
             ledger,
             results: Results::new(),
@@ -194,7 +197,7 @@ impl Worker {
         }))
     }
 
-    pub fn set_backend(&self, backend: Rc<dyn Backend>) {
+    pub fn set_backend(&self, backend: Backend) {
         let _ = self.backend.set(backend);
     }
 
@@ -214,25 +217,33 @@ impl Worker {
         }
     }
 
+    /// Begins as many I/Os as may be in flight.
     fn fill(&self) {
-        while !self.stopping.get() && self.issue() {}
+        while !self.stopping.get() {
+            let slot = self.state.borrow_mut().idle.pop();
+            let Some((index, data)) = slot else { return };
+            if let Some(data) = self.issue(index, data, clock::now()) {
+                return self.state.borrow_mut().idle.push((index, data));
+            }
+        }
     }
 
-    /// Begins one I/O; false if that is not possible now.
-    fn issue(&self) -> bool {
-        let Some(backend) = self.backend.get() else { return false };
+    /// Begins one I/O in a free slot; gives the buffer back if that is not possible now.
+    fn issue(&self, index: usize, data: Buf, now: u64) -> Option<Buf> {
+        let Some(backend) = self.backend.get() else { return Some(data) };
         if self.plan.load.count.is_some_and(|c| self.issued.get() >= c) {
             self.stopping.set(true);
-            return false;
+        }
+        if self.stopping.get() {
+            return Some(data);
         }
         let state = &mut *self.state.borrow_mut();
         if self.plan.rate.is_some() {
             if state.tokens < 1.0 {
-                return false;
+                return Some(data);
             }
             state.tokens -= 1.0;
         }
-        let Some(index) = state.idle.pop() else { return false };
         let blocks = self.plan.load.size_bytes / u64::from(self.plan.block_size);
         let mut kind = state.generator.next_kind();
         let mut lba = state.generator.next_lba();
@@ -249,17 +260,23 @@ impl Worker {
                 }
             }
             match kind {
-                Kind::Write => ledger.begin_write(lba, blocks, &slot.buf),
+                Kind::Write => ledger.begin_write(lba, blocks, &data),
                 Kind::Read => ledger.begin_read(lba, blocks, &mut slot.floor),
             }
         }
-        (slot.kind, slot.lba, slot.start_ns) = (kind, lba, clock::now());
+        (slot.kind, slot.lba, slot.start_ns) = (kind, lba, now);
         slot.window = self.plan.shared.window.load(Ordering::Relaxed);
-        let data = slot.buf.clone();
         self.in_flight.set(self.in_flight.get() + 1);
         self.issued.set(self.issued.get() + 1);
-        backend.submit(Request { kind, lba, blocks, fua: self.plan.load.fua, data, tag: index as u64 });
-        true
+        backend.submit(Request { kind, lba, blocks, fua: self.plan.load.fua, tag: index as u64 }, data);
+        None
+    }
+
+    /// Begins no more I/Os, for a reason that the results tell.
+    fn stop(&self, why: String) {
+        if !self.stopping.replace(true) {
+            self.state.borrow_mut().results.closed = Some(why);
+        }
     }
 
     /// Ends the load once nothing is in flight any more.
@@ -272,10 +289,9 @@ impl Worker {
         }
     }
 
-    fn count(&self, index: usize, good: bool, why: &dyn Fn() -> String) {
+    fn count(&self, index: usize, good: bool, data: &Buf, now: u64, why: &dyn Fn() -> String) {
         let state = &mut *self.state.borrow_mut();
-        let slot = &state.slots[index];
-        let now = clock::now();
+        let slot = &mut state.slots[index];
         let blocks = self.plan.load.size_bytes / u64::from(self.plan.block_size);
         let results = &mut state.results;
         if let Some(ledger) = &mut state.ledger {
@@ -283,7 +299,7 @@ impl Worker {
                 Kind::Write => ledger.end_write(slot.lba, blocks, good),
                 Kind::Read if good => {
                     results.checked_blocks += blocks;
-                    if let Err((lba, fault)) = ledger.end_read(slot.lba, &slot.floor, &slot.buf) {
+                    if let Err((lba, fault)) = ledger.end_read(slot.lba, &slot.floor, data) {
                         *results.faults.entry(fault).or_default() += 1;
                         if results.messages.len() < MESSAGES {
                             results.messages.push(format!("block {lba}: {fault:?}"));
@@ -293,7 +309,6 @@ impl Worker {
                 Kind::Read => {}
             }
         }
-        state.idle.push(index);
         if !good {
             results.errors += 1;
             if results.messages.len() < MESSAGES {
@@ -343,21 +358,25 @@ impl Client for Worker {
         self.fill();
     }
 
-    fn done(self: Rc<Self>, tag: u64, good: bool, why: &dyn Fn() -> String) {
+    fn done(self: Rc<Self>, tag: u64, good: bool, data: Option<Buf>, why: &dyn Fn() -> String) {
+        // One reading for the end of this I/O and the beginning of the next, which follows at once.
+        let now = clock::now();
         self.in_flight.set(self.in_flight.get() - 1);
-        self.count(tag as usize, good, why);
-        if self.stopping.get() {
-            self.finish_if_idle();
-        } else {
-            self.issue();
-            self.finish_if_idle();
+        let index = tag as usize;
+        match data.or_else(|| reactor::alloc(self.plan.load.size_bytes as usize)) {
+            Some(data) => {
+                self.count(index, good, &data, now, why);
+                if let Some(data) = self.issue(index, data, now) {
+                    self.state.borrow_mut().idle.push((index, data));
+                }
+            }
+            None => self.stop(format!("no memory for a buffer after: {}", why())),
         }
+        self.finish_if_idle();
     }
 
     fn closed(self: Rc<Self>, why: String) {
-        if !self.stopping.replace(true) {
-            self.state.borrow_mut().results.closed = Some(why);
-        }
+        self.stop(why);
         self.report();
     }
 }

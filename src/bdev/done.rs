@@ -11,20 +11,19 @@ use crate::reactor::{self, Task};
 struct Done {
     queue: RefCell<VecDeque<Box<Io>>>,
     scheduled: Cell<bool>,
-    /// The clock at the newest batch.
-    stamp_ns: Cell<u64>,
 }
 
 thread_local! {
-    static DONE: Rc<Done> =
-        Rc::new(Done { queue: RefCell::default(), scheduled: Cell::new(false), stamp_ns: Cell::new(0) });
+    static DONE: Rc<Done> = Rc::new(Done { queue: RefCell::default(), scheduled: Cell::new(false) });
+    /// The clock at the newest batch.
+    static STAMP_NS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// The newest clock reading on this reactor. Reading the clock for each I/O would cost as much as the rest of the
 /// layer; a turn's and a batch's beginning are exact to the microseconds that a turn takes.
 #[inline]
 pub(super) fn recent_ns() -> u64 {
-    DONE.with(|done| done.stamp_ns.get()).max(reactor::now())
+    STAMP_NS.get().max(reactor::now())
 }
 
 /// Takes an I/O back from its device: the owner hears of it in this or the next turn.
@@ -42,7 +41,7 @@ impl Task for Done {
     fn run(self: Rc<Self>) {
         self.scheduled.set(false);
         let now = clock::now();
-        self.stamp_ns.set(now);
+        STAMP_NS.set(now);
         // What completes meanwhile waits for the next round, so that rings and messages get their turn.
         let count = self.queue.borrow().len();
         for _ in 0..count {

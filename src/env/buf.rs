@@ -13,8 +13,8 @@ use smallvec::SmallVec;
 
 use super::pool;
 
-/// A scatter-gather list. Four entries stay inline: nearly every I/O has one or two.
-pub type SgList = SmallVec<[Buf; 4]>;
+/// A scatter-gather list. Two entries stay inline: nearly every I/O has one or two.
+pub type SgList = SmallVec<[Buf; 2]>;
 
 /// Total bytes of a list.
 pub fn sg_len(list: &[Buf]) -> usize {
@@ -45,8 +45,13 @@ pub(super) struct Segment {
 /// A counted handle to `len` bytes of a segment.
 pub struct Buf {
     segment: NonNull<Segment>,
-    offset: u32,
-    len: u32,
+    /// Offset in the segment (high half) and length: one word, because two words travel in registers and three do not.
+    range: u64,
+}
+
+fn range(offset: usize, len: usize) -> u64 {
+    debug_assert!(u32::try_from(offset).is_ok() && u32::try_from(len).is_ok());
+    (offset as u64) << 32 | len as u64
 }
 
 // SAFETY: the count is atomic, the memory is plain, and returning to a foreign pool goes through a lock-free queue.
@@ -62,7 +67,7 @@ impl Buf {
         let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
         let segment =
             Segment { refs: AtomicU32::new(1), base, size, region: u32::MAX, home: Home::Heap(layout) };
-        Some(Buf { segment: NonNull::from(Box::leak(Box::new(segment))), offset: 0, len: size })
+        Some(Buf { segment: NonNull::from(Box::leak(Box::new(segment))), range: range(0, len) })
     }
 
     /// The first handle to a free segment of a pool: the count goes from 0 to 1.
@@ -71,7 +76,7 @@ impl Buf {
         let seg = unsafe { segment.as_ref() };
         debug_assert!(len <= seg.size as usize);
         seg.refs.store(1, Ordering::Relaxed);
-        Buf { segment, offset: 0, len: len as u32 }
+        Buf { segment, range: range(0, len) }
     }
 
     fn seg(&self) -> &Segment {
@@ -80,20 +85,25 @@ impl Buf {
     }
 
     #[inline]
+    fn offset(&self) -> usize {
+        (self.range >> 32) as usize
+    }
+
+    #[inline]
     pub fn len(&self) -> usize {
-        self.len as usize
+        self.range as u32 as usize
     }
 
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// Address of the first byte, for system calls and devices. Valid while this handle lives.
     #[inline]
     pub fn as_ptr(&self) -> *mut u8 {
         // SAFETY: offset and len were checked against the segment when the handle was made.
-        unsafe { self.seg().base.as_ptr().add(self.offset as usize) }
+        unsafe { self.seg().base.as_ptr().add(self.offset()) }
     }
 
     /// The arena region that the memory lies in, for registered I/O.
@@ -106,16 +116,14 @@ impl Buf {
     pub fn slice(&self, offset: usize, len: usize) -> Buf {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len()), "slice outside the buffer");
         let mut other = self.clone();
-        other.offset += offset as u32;
-        other.len = len as u32;
+        other.range = range(other.offset() + offset, len);
         other
     }
 
     /// Shortens or moves this handle's own range, without touching the count.
     pub fn narrow(&mut self, offset: usize, len: usize) {
         assert!(offset.checked_add(len).is_some_and(|end| end <= self.len()), "range outside the buffer");
-        self.offset += offset as u32;
-        self.len = len as u32;
+        self.range = range(self.offset() + offset, len);
     }
 
     /// Whether this is the only handle to the segment, so that its owner may write anywhere in it.
@@ -176,16 +184,20 @@ impl Buf {
 impl Clone for Buf {
     fn clone(&self) -> Buf {
         self.seg().refs.fetch_add(1, Ordering::Relaxed);
-        Buf { segment: self.segment, offset: self.offset, len: self.len }
+        Buf { segment: self.segment, range: self.range }
     }
 }
 
 impl Drop for Buf {
     fn drop(&mut self) {
-        if self.seg().refs.fetch_sub(1, Ordering::Release) != 1 {
+        // The only handle cannot be cloned by anyone else: no need for the costly way to count it down.
+        if self.seg().refs.load(Ordering::Acquire) == 1 {
+            self.seg().refs.store(0, Ordering::Relaxed);
+        } else if self.seg().refs.fetch_sub(1, Ordering::Release) != 1 {
             return;
+        } else {
+            fence(Ordering::Acquire);
         }
-        fence(Ordering::Acquire);
         match self.seg().home {
             Home::Pool { home, class } => home.give_back(self.segment, class),
             Home::Heap(layout) => {
@@ -202,7 +214,7 @@ impl Drop for Buf {
 
 impl std::fmt::Debug for Buf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Buf({} bytes)", self.len)
+        write!(f, "Buf({} bytes)", self.len())
     }
 }
 

@@ -101,7 +101,6 @@ pub(super) struct Local {
     gone_pollers: RefCell<Vec<u64>>,
     next_poller: Cell<u64>,
     pool: Pool,
-    now: Cell<u64>,
     stay_awake: Cell<bool>,
     set: Arc<SetShared>,
     shared: Arc<Shared>,
@@ -109,6 +108,8 @@ pub(super) struct Local {
 
 thread_local! {
     static LOCAL: OnceCell<Local> = const { OnceCell::new() };
+    /// The clock at the beginning of the turn; apart, because it is read for each I/O.
+    static NOW: Cell<u64> = const { Cell::new(0) };
 }
 
 pub(super) fn with_local<R>(f: impl FnOnce(&Local) -> R) -> R {
@@ -141,7 +142,7 @@ pub fn count() -> usize {
 /// The clock at the beginning of this turn, ns ([`clock::now`] without asking the machine).
 #[inline]
 pub fn now() -> u64 {
-    with_local(|l| l.now.get())
+    NOW.get()
 }
 
 /// A data buffer from the calling reactor's pool; `None` at the memory limit or for lengths of 0 or above 2 MiB.
@@ -154,7 +155,7 @@ pub fn memory_limit() -> usize {
     with_local(|l| l.arena.limit_bytes())
 }
 
-/// Runs `task` in the next turn.
+/// Runs `task` soon: in this turn, or, from within a long chain of tasks, in the next.
 pub fn schedule(task: Rc<dyn Task>) {
     with_local(|l| l.tasks.borrow_mut().push_back(task));
 }
@@ -224,7 +225,7 @@ impl Local {
         let mut idle_since: Option<u64> = None;
         let mut stamp = clock::now();
         while !self.set.stop.load(Ordering::Relaxed) {
-            self.now.set(stamp);
+            NOW.set(stamp);
             let outcome = catch_unwind(AssertUnwindSafe(|| self.turn(&mut reaped, &mut fired, &wake_buffer)));
             let busy = outcome.unwrap_or_else(|_| {
                 add(&self.shared.counters.panics, 1);
@@ -295,8 +296,8 @@ impl Local {
             parcel.deliver();
         }
         busy |= self.outbox.borrow_mut().retry(&self.set.inboxes);
-        if self.wheel.borrow().is_due(self.now.get()) {
-            self.wheel.borrow_mut().advance(self.now.get(), fired);
+        if self.wheel.borrow().is_due(NOW.get()) {
+            self.wheel.borrow_mut().advance(NOW.get(), fired);
             busy |= !fired.is_empty();
             for (handler, tag) in fired.drain(..) {
                 handler.timer_fired(tag);
@@ -445,7 +446,6 @@ impl ReactorSet {
                     gone_pollers: RefCell::default(),
                     next_poller: Cell::new(1),
                     pool,
-                    now: Cell::new(clock::now()),
                     stay_awake: Cell::new(false),
                     set,
                     shared: shared.clone(),
