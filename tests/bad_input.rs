@@ -380,6 +380,11 @@ fn mistakes_of_an_operator_get_an_error_that_names_them() {
     refused("bdev_malloc_create", malloc("M1", 0, 512), &["block"]);
     refused("bdev_malloc_create", malloc("M1", 1024, 513), &["block size", "block_size", "512"]);
     refused("bdev_malloc_create", malloc("M1", u64::MAX / 2, 512), &["block", "large", "memory", "overflow"]);
+    refused("bdev_uring_rescan", json!({"name": "Disk0"}), &["bdev_uring_create does not make"]);
+    refused("bdev_null_resize", json!({"name": "Disk0", "new_size": 1}), &["bdev_null_create does not make"]);
+    node.rpc("bdev_null_create", malloc("Null0", 4096, 512));
+    refused("bdev_null_resize", json!({"name": "Null0", "new_size": 1}), &["can only become larger"]);
+    refused("bdev_null_resize", json!({"name": "Null0", "new_size": u64::MAX}), &["cannot have"]);
     refused("bdev_malloc_delete", json!({"name": "Nobody"}), &["No such device", "Nobody"]);
     refused("bdev_get_bdevs", json!({"name": "Nobody"}), &["No such device", "Nobody"]);
     refused("nvmf_create_transport", json!({"trtype": "TCP"}), &["exist"]);

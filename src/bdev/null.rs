@@ -2,6 +2,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::device::{Bdev, BdevOptions, Device, DeviceChannel};
 use super::error::{BdevError, IoError};
@@ -9,6 +10,7 @@ use super::io::{Io, Op};
 
 struct Null {
     config: serde_json::Value,
+    num_blocks: AtomicU64,
 }
 
 struct NullChannel;
@@ -16,10 +18,19 @@ struct NullChannel;
 /// Makes a null device.
 pub fn create(options: BdevOptions) -> Result<Arc<Bdev>, BdevError> {
     let config = serde_json::json!({
-        "name": options.name, "num_blocks": options.num_blocks, "block_size": options.block_size,
-        "uuid": options.uuid.to_string(),
+        "name": options.name, "block_size": options.block_size, "uuid": options.uuid.to_string(),
     });
-    Bdev::new(options, Box::new(Null { config }))
+    let num_blocks = AtomicU64::new(options.num_blocks);
+    Bdev::new(options, Box::new(Null { config, num_blocks }))
+}
+
+/// Gives a null device another size, which its configuration then has too.
+pub fn resize(bdev: &Bdev, num_blocks: u64) -> Result<(), BdevError> {
+    bdev.resize(num_blocks)?;
+    if let Some(null) = bdev.device_as::<Null>() {
+        null.num_blocks.store(num_blocks, Ordering::Relaxed);
+    }
+    Ok(())
 }
 
 impl Device for Null {
@@ -36,7 +47,9 @@ impl Device for Null {
     }
 
     fn config(&self) -> Option<(&'static str, serde_json::Value)> {
-        Some(("bdev_null_create", self.config.clone()))
+        let mut config = self.config.clone();
+        config["num_blocks"] = self.num_blocks.load(Ordering::Relaxed).into();
+        Some(("bdev_null_create", config))
     }
 }
 

@@ -229,6 +229,17 @@ fn a_histogram_counts_each_io_once() {
 }
 
 #[test]
+fn a_null_device_that_was_resized_is_made_again_with_its_new_size() {
+    let disk = null::create(options("Null0", 100, 512)).expect("null");
+    null::resize(&disk, 200).expect("larger");
+    let (method, params) = disk.device().config().expect("it can be made again");
+    assert_eq!((method, disk.num_blocks()), ("bdev_null_create", 200));
+    assert_eq!(params["num_blocks"], 200);
+    assert!(null::resize(&disk, 0).is_err() && null::resize(&disk, u64::MAX).is_err());
+    assert_eq!(disk.device().config().expect("unchanged").1["num_blocks"], 200);
+}
+
+#[test]
 fn a_resize_moves_the_end_and_tells_whoever_watches() {
     let set = reactors(1);
     let disk = null::create(options("N", 100, 512)).expect("null");

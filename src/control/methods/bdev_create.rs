@@ -82,6 +82,24 @@ params! {
     }
 }
 
+params! {
+    /// Parameters of `bdev_null_resize`.
+    pub struct NullResize {
+        /// Name, alias or UUID.
+        name: String,
+        /// New size, MiB; not less than the present one.
+        new_size: u64,
+    }
+}
+
+params! {
+    /// Parameters of every `bdev_*_rescan`.
+    pub struct Rescan {
+        /// Name, alias or UUID.
+        name: String,
+    }
+}
+
 /// Errors of every method that makes a bdev.
 pub const CREATE_ERRORS: &[(i32, &str)] = &[
     (-17, "a bdev of this name or identifier exists"),
@@ -119,6 +137,13 @@ fn memory_methods() -> Vec<Method> {
             .result("The bdev's name.")
             .errors(CREATE_ERRORS)
             .example(r#"{"name": "Null0", "num_blocks": 262144, "block_size": 4096}"#),
+        Method::new("bdev_null_resize", Callable::Runtime, null_resize)
+            .summary("Makes a null bdev larger. Whoever uses it sees the new size.")
+            .errors(&[
+                (-19, "no bdev of this kind has this name"),
+                (-22, "the new size is smaller than the present one, or not possible"),
+            ])
+            .example(r#"{"name": "Null0", "new_size": 2048}"#),
     ]
 }
 
@@ -198,20 +223,44 @@ fn null_create(node: &Arc<Node>, params: NullCreate) -> Result<String, RpcError>
     add(node, null::create(options(params.name, params.uuid, params.block_size, params.num_blocks))?)
 }
 
+fn null_resize(node: &Arc<Node>, params: NullResize) -> Result<bool, RpcError> {
+    let bdev = made_by(node, &params.name, "bdev_null_create")?;
+    let name = bdev.name();
+    let Some(bytes) = params.new_size.checked_mul(1 << 20) else {
+        return Err(BdevError::Invalid(format!("`{name}` cannot have {} MiB", params.new_size)).into());
+    };
+    if bytes < bdev.size_bytes() {
+        let text = format!("`{name}` has {} bytes: it can only become larger", bdev.size_bytes());
+        return Err(BdevError::Invalid(text).into());
+    }
+    null::resize(&bdev, bytes / u64::from(bdev.block_size()))?;
+    Ok(true)
+}
+
+/// The bdev of this name, if `create_method` made it.
+fn made_by(node: &Node, name: &str, create_method: &str) -> Result<Arc<Bdev>, RpcError> {
+    let bdev = node.bdevs().get(name)?;
+    if bdev.device().config().is_none_or(|(method, _)| method != create_method) {
+        return Err(RpcError::errno(
+            rustix::io::Errno::NODEV,
+            format!("`{name}` is a {}, which {create_method} does not make", bdev.device().product_name()),
+        ));
+    }
+    Ok(bdev)
+}
+
+impl Rescan {
+    /// Takes on the size that the medium of a bdev has now.
+    pub fn run(&self, node: &Node, create_method: &str) -> Result<bool, RpcError> {
+        made_by(node, &self.name, create_method)?.rescan()?;
+        Ok(true)
+    }
+}
+
 impl Delete {
     /// Deletes a bdev that `create_method` made.
     pub fn run(&self, node: &Node, create_method: &str) -> Result<bool, RpcError> {
-        let bdev = node.bdevs().get(&self.name)?;
-        if bdev.device().config().is_none_or(|(method, _)| method != create_method) {
-            return Err(RpcError::errno(
-                rustix::io::Errno::NODEV,
-                format!(
-                    "`{}` is a {}, which {create_method} does not make",
-                    self.name,
-                    bdev.device().product_name()
-                ),
-            ));
-        }
+        let bdev = made_by(node, &self.name, create_method)?;
         node.bdevs().remove(bdev.name(), node.reactors())?;
         Ok(true)
     }

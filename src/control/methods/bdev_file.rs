@@ -1,6 +1,6 @@
 //! Files and block devices as bdevs: SPDK's uring bdev, and its aio bdev, which is the same device here.
 
-use super::bdev_create::{CREATE_ERRORS, Delete, add, delete};
+use super::bdev_create::{CREATE_ERRORS, Delete, Rescan, add, delete};
 use super::{only, patiently};
 use crate::bdev::BdevError;
 use crate::bdev::uring::{self, Dialect, UringOptions};
@@ -60,7 +60,27 @@ pub fn methods() -> Vec<Method> {
             .example(
                 r#"{"name": "File1", "filename": "/var/lib/lockstep/disk1.img", "block_size": 512, "readonly": true}"#,
             ),
+        rescan("bdev_uring_rescan", uring_rescan, r#"{"name": "File0"}"#),
+        rescan("bdev_aio_rescan", aio_rescan, r#"{"name": "File1"}"#),
     ]
+}
+
+fn rescan(
+    name: &'static str,
+    handler: fn(&Arc<Node>, Rescan) -> Result<bool, RpcError>,
+    example: &'static str,
+) -> Method {
+    Method::new(name, Callable::Runtime, handler)
+        .summary(
+            "Looks again how large the file or block device is. Whoever uses the bdev sees its size; a replicated volume \
+             over it follows when the disks on both nodes have grown, and never shrinks.",
+        )
+        .errors(&[
+            (-19, "no bdev of this kind has this name"),
+            (-22, "the medium has less than a block"),
+            (-5, "the medium cannot be asked"),
+        ])
+        .example(example)
 }
 
 pub fn removals() -> Vec<Method> {
@@ -103,6 +123,14 @@ fn aio_create(node: &Arc<Node>, params: AioCreate) -> Result<String, RpcError> {
 fn open(node: &Node, options: UringOptions) -> Result<String, RpcError> {
     let in_use = |error: &BdevError| error.errno() == Errno::BUSY.raw_os_error();
     add(node, patiently(node, in_use, || uring::create(options.clone()))?)
+}
+
+fn uring_rescan(node: &Arc<Node>, params: Rescan) -> Result<bool, RpcError> {
+    params.run(node, "bdev_uring_create")
+}
+
+fn aio_rescan(node: &Arc<Node>, params: Rescan) -> Result<bool, RpcError> {
+    params.run(node, "bdev_aio_create")
 }
 
 fn uring_delete(node: &Arc<Node>, params: Delete) -> Result<bool, RpcError> {
