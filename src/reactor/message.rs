@@ -31,7 +31,7 @@ impl<F: FnOnce() + Send> Parcel for Call<F> {
 }
 
 /// A closure as a parcel.
-pub(super) fn call(f: impl FnOnce() + Send + 'static) -> Box<dyn Parcel> {
+pub fn parcel(f: impl FnOnce() + Send + 'static) -> Box<dyn Parcel> {
     Box::new(Call(f))
 }
 
@@ -168,7 +168,7 @@ mod tests {
         let mut out = Outbox::default();
         for n in 0..QUEUE_PARCELS + 10 {
             let order = order.clone();
-            out.send(&inboxes, 0, call(move || order.lock().expect("order").push(n)));
+            out.send(&inboxes, 0, parcel(move || order.lock().expect("order").push(n)));
         }
         let mut drained = 0;
         loop {

@@ -16,7 +16,7 @@ mod stats;
 mod timer;
 
 pub use idle::IdleMode;
-pub use message::{CallError, Parcel, Reply};
+pub use message::{CallError, Parcel, Reply, parcel};
 pub use ring::{Done, Lane, OpId, RingFile, RingOwner};
 pub use run::{
     Config, Poller, PollerGuard, ReactorSet, StartError, Task, add_poller, alloc, core_index, count,

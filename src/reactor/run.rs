@@ -167,7 +167,7 @@ pub fn send(to: usize, parcel: Box<dyn Parcel>) {
 
 /// Runs a closure on reactor `to`: for control work, it allocates.
 pub fn spawn_call(to: usize, f: impl FnOnce() + Send + 'static) {
-    send(to, message::call(f));
+    send(to, message::parcel(f));
 }
 
 /// Runs a closure on every reactor of the set, the calling one included.
@@ -511,7 +511,7 @@ impl ReactorSet {
     ) -> Result<T, CallError> {
         debug_assert!(!in_reactor(), "a reactor must not wait");
         let (sender, receiver) = mpsc::sync_channel(1);
-        self.post(to, message::call(move || f(Reply(sender))), deadline)?;
+        self.post(to, message::parcel(move || f(Reply(sender))), deadline)?;
         receiver.recv_timeout(deadline).map_err(|error| match error {
             mpsc::RecvTimeoutError::Timeout => CallError::Deadline(deadline),
             mpsc::RecvTimeoutError::Disconnected => CallError::Unanswered,

@@ -300,7 +300,9 @@ pub fn family() -> Family {
                 Lockstep's own.",
         methods: vec![
             Method::new("replication_group_create", Callable::Runtime, create)
-                .summary("Makes a group and its volumes. Nothing is replicated before it is started.")
+                .summary("Makes a group and its volumes. Nothing is replicated before it is started. A new volume has its \
+                     disk's size, on the secondary the primary's from the first session on; it grows by itself when the \
+                     disks on both nodes have grown.")
                 .errors(&[
                     (-17, "a group or bdev of this name exists"),
                     (-19, "no bdev has the name of a disk"),
@@ -324,6 +326,7 @@ pub fn family() -> Family {
                     (-19, "no group has this name"),
                     (-110, "the peer did not answer in time"),
                     (-111, "the peer refuses; the message says why"),
+                    (-22, "a disk is smaller than its volume, or `none` with volumes that are smaller on the peer"),
                     (-1, "the group is started already"),
                 ])
                 .example(r#"{"group": "g0", "sync": "full"}"#),
@@ -331,7 +334,9 @@ pub fn family() -> Family {
                 .summary("Shows groups.")
                 .result(
                     "Array of `name`, `uuid`, `role`, `state`, `epoch`, `committed_epoch`, `generation`, `ack`, \
-                     `on_link_loss`, `volumes` (`name`, `bdev`, `uuid`, `num_blocks`, `block_size`), `peer`, `connected`, \
+                     `on_link_loss`, `volumes` (`name`, `bdev`, `uuid`, `num_blocks`, `block_size`, \
+                     `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `notice`: what \
+                     to do for the volume to grow, or null), `peer`, `connected`, \
                      `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
                      `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `sync` (`copied_bytes`, `total_bytes`, while a full \
                      copy runs), `error`.",
@@ -422,7 +427,7 @@ fn errno_of(error: GroupError) -> Errno {
         GroupError::WrongState(_) | GroupError::Busy | GroupError::Stopped | GroupError::Fenced => {
             Errno::PERM
         }
-        GroupError::WrongEpoch(_) => Errno::INVAL,
+        GroupError::WrongEpoch(_) | GroupError::SmallerPeer | GroupError::PeerKeepsSize(_) => Errno::INVAL,
         GroupError::HungPeer(_)
         | GroupError::HungLink(_)
         | GroupError::HungReactor(_)
@@ -431,7 +436,7 @@ fn errno_of(error: GroupError) -> Errno {
         | GroupError::NoPeer => Errno::TIMEDOUT,
         GroupError::LinkLost => Errno::NOTCONN,
         GroupError::Refused => Errno::CONNREFUSED,
-        GroupError::Metadata | GroupError::Unrecoverable(_) => Errno::IO,
+        GroupError::Metadata | GroupError::Unrecoverable(_) | GroupError::Source => Errno::IO,
         GroupError::Inconsistent | GroupError::NoBuffer | GroupError::ViewLost => Errno::OPNOTSUPP,
     }
 }

@@ -78,6 +78,15 @@ impl DiskBuffer {
         })
     }
 
+    /// Takes granules of a volume of so many bytes from now on; never fewer than before.
+    pub fn extend(&mut self, volume_bytes: u64) -> Result<(), BufferError> {
+        if volume_bytes.div_ceil(self.granule_bytes()) > GRANULES_MAX {
+            return Err(BufferError::OutOfRange);
+        }
+        self.volume_bytes = volume_bytes.max(self.volume_bytes);
+        Ok(())
+    }
+
     pub fn granule_bytes(&self) -> u64 {
         1 << self.granule_shift
     }

@@ -6,7 +6,7 @@ use super::index::Place;
 use super::overlay::Cursor;
 use super::view::Content;
 use super::{BufferError, DiskBuffer, Granule};
-use crate::env::Buf;
+use crate::env::{Buf, sg_len};
 use crate::replication::Epoch;
 
 impl DiskBuffer {
@@ -26,20 +26,58 @@ impl DiskBuffer {
             return Ok(false);
         }
         let whole = self.granule_range(granule);
-        let len = whole.end.saturating_sub(whole.start) as usize;
+        // It may have been read when the volume still ended within it.
+        let len = (whole.end.saturating_sub(whole.start) as usize).min(sg_len(content).saturating_sub(at));
         let mut from = Cursor::new(content, at);
         if from.is_zero(len) {
             return self.preserve_zeroes(epoch, granule);
         }
-        let granule_bytes = len.min(self.granule_bytes() as usize);
         self.with_layer(epoch, |layer, supply| {
             let page = layer.reserve(supply, 1)?.first().map(|run| run.first).ok_or(BufferError::Full)?;
             if let Some(buf) = layer.pages(page, 1) {
-                from.copy_to(&buf, 0, granule_bytes);
+                from.copy_to(&buf, 0, len);
+                // What was in the page before is none of this volume's business, should the volume grow.
+                buf.fill(len, buf.len() - len, 0);
             }
             layer.put(supply, granule, Place::Page(page))?;
             Ok(true)
         })
+    }
+
+    /// A range up to the end of one granule became a part of the volume: puts its content (`None` is zeroes), which stands
+    /// in `content` from `at` on, behind what any layer holds of the granule. Nobody has seen anything there before.
+    pub fn complete(
+        &mut self,
+        range: Range<u64>,
+        content: Option<&[Buf]>,
+        at: usize,
+    ) -> Result<(), BufferError> {
+        let granule = self.granule_of(range.start);
+        let from = (range.start - self.granule_range(granule).start) as usize;
+        let len = (range.end - range.start) as usize;
+        let supply = &mut self.supply;
+        for layer in self.undo.iter_mut().map(|(_, layer)| layer).chain([&mut self.overlay]) {
+            let mut cursor = Cursor::new(content.unwrap_or_default(), at);
+            let zero = content.is_none() || cursor.is_zero(len);
+            let page = match layer.get(granule) {
+                None => continue,
+                Some(Place::Zero) if zero => continue,
+                Some(Place::Page(page)) => page,
+                Some(Place::Zero) => {
+                    let page =
+                        layer.reserve(supply, 1)?.first().map(|run| run.first).ok_or(BufferError::Full)?;
+                    layer.put(supply, granule, Place::Page(page))?;
+                    if let Some(buf) = layer.pages(page, 1) {
+                        buf.fill(0, buf.len(), 0);
+                    }
+                    page
+                }
+            };
+            if let Some(buf) = layer.pages(page, 1) {
+                if zero { buf.fill(from, len, 0) } else { cursor.copy_to(&buf, from, len) }
+            }
+        }
+        Ok(())
     }
 
     /// Whether the view of a granule is in memory.

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::index::Place;
 use super::layer::PageRuns;
 use super::{BufferError, DiskBuffer, Granule};
-use crate::env::Buf;
+use crate::env::{Buf, sg_len};
 
 /// What is written.
 #[derive(Clone, Copy)]
@@ -172,6 +172,9 @@ impl DiskBuffer {
         };
         if new.is_some() && part != whole {
             self.fill_page(granule, &page, fills)?;
+        } else if new.is_some() && len < page.len() {
+            // The volume ends in this granule: what was in the page before must not show should the volume grow.
+            page.fill(len, page.len() - len, 0);
         }
         match data {
             OverlayData::Bytes { .. } => cursor.copy_to(&page, at, len),
@@ -195,7 +198,9 @@ impl DiskBuffer {
             None => {
                 let fill = fills.iter().find(|fill| fill.granule == granule);
                 let fill = fill.ok_or(BufferError::FillMissing(granule))?;
-                Cursor::new(fill.content, 0).copy_to(page, 0, page.len());
+                let len = sg_len(fill.content).min(page.len());
+                Cursor::new(fill.content, 0).copy_to(page, 0, len);
+                page.fill(len, page.len() - len, 0);
             }
         }
         Ok(())

@@ -407,3 +407,64 @@ fn a_quota_is_given_back_with_its_buffer() {
     drop(buffer);
     assert_eq!(quota.used_bytes(), 0);
 }
+
+/// A buffer whose volume ends within granule 2, and which holds that granule as told: by the content of its two blocks.
+fn with_short_granule(undo: Option<[u8; 2]>, overlay: Option<[u8; 2]>) -> DiskBuffer {
+    let mut buffer = buffer_of(4096, 2 * 4096 + 1024, MIB);
+    // Pages that were in use before, so that anything could be in them.
+    buffer.open_epoch(Epoch(1)).expect("rises");
+    preserve(&mut buffer, Epoch(1), 0..2, &heap(&[0xEE; 8192])).expect("room");
+    buffer
+        .overlay_write(0..8192, OverlayData::Bytes { list: &[heap(&[0xEE; 8192])], from: 0 }, &[])
+        .expect("room");
+    buffer.forget(0..2);
+    let content = |halves: [u8; 2]| heap(&[[halves[0]; 512], [halves[1]; 512]].concat());
+    if let Some(halves) = undo {
+        assert_eq!(buffer.undo_insert(Epoch(1), Granule(2), &[content(halves)], 0), Ok(true));
+    }
+    if let Some(halves) = overlay {
+        let list = [content(halves)];
+        buffer.overlay_write(8192..9216, OverlayData::Bytes { list: &list, from: 0 }, &[]).expect("room");
+    }
+    buffer
+}
+
+#[test]
+fn a_granule_that_was_short_gets_its_end_when_the_volume_grows_in_every_layer() {
+    let new = [heap(&[[0x11; 512], [0x77; 512], [0x78; 512]].concat())];
+    for (undo, overlay, seen) in [
+        (Some([1, 2]), None, [1, 2]),
+        (Some([0, 0]), None, [0, 0]),
+        (None, Some([3, 4]), [3, 4]),
+        (Some([1, 2]), Some([0, 0]), [0, 0]),
+        (Some([0, 0]), Some([3, 4]), [3, 4]),
+    ] {
+        for content in [Some(&new[..]), None] {
+            let mut buffer = with_short_granule(undo, overlay);
+            buffer.extend(100 * MIB).expect("far below the limit");
+            let end = read_view(&buffer, 8192 + 1024..12288, &[]);
+            assert!(end.iter().all(|&byte| byte == 0), "what a page held before never shows");
+            buffer.complete(8192 + 1024..8192 + 2048, content, 512).expect("room");
+            let tail = if content.is_some() { [0x77, 0x78] } else { [0, 0] };
+            let expected =
+                |halves: [u8; 2]| [halves[0], halves[1], tail[0], tail[1]].map(|byte| [byte; 512]).concat();
+            assert_eq!(read_view(&buffer, 8192..8192 + 2048, &[]), expected(seen));
+            buffer.drop_overlay();
+            if let Some(undo) = undo {
+                assert_eq!(read_view(&buffer, 8192..8192 + 2048, &[]), expected(undo), "the original below");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_was_read_before_the_volume_grew_is_kept_as_far_as_it_goes() {
+    let mut buffer = with_short_granule(None, None);
+    buffer.extend(100 * MIB).expect("far below the limit");
+    assert_eq!(buffer.undo_insert(Epoch(1), Granule(2), &[heap(&[9; 1024])], 0), Ok(true));
+    assert_eq!(read_view(&buffer, 8192..12288, &[]), [[9; 1024], [0; 1024], [0; 1024], [0; 1024]].concat());
+    let granule = Granule(20_000);
+    assert_eq!(buffer.undo_insert(Epoch(1), granule, &[heap(&[5; 4096])], 0), Ok(true), "behind the old end");
+    assert_eq!(buffer.next_buffered(Granule(3)), Some(granule), "a drain finds it");
+    assert_eq!(buffer.extend(u64::MAX), Err(BufferError::OutOfRange));
+}

@@ -21,6 +21,18 @@ impl DirtyMap {
         DirtyMap { words: vec![0; owned as usize], geometry, marked: 0 }
     }
 
+    /// Makes room for a volume of so many blocks; never less than there was.
+    pub fn extend(&mut self, blocks: u64) {
+        let more = DirtyMap::new(Geometry { blocks, ..self.geometry }).words.len();
+        self.words.resize(more.max(self.words.len()), 0);
+    }
+
+    /// The volume ends here from now on.
+    pub fn set_blocks(&mut self, blocks: u64) {
+        self.extend(blocks);
+        self.geometry.blocks = blocks;
+    }
+
     /// The word of a stripe that this machine owns.
     fn word(&self, stripe: u64) -> usize {
         (stripe / u64::from(self.geometry.owners.max(1))) as usize
@@ -111,6 +123,21 @@ mod tests {
         map.mark(Range::new(1000, 1024));
         map.clear(Range::new(0, 16 * 1024));
         assert_eq!(map.bytes(), 0);
+    }
+
+    #[test]
+    fn a_map_that_grows_keeps_its_marks_and_takes_those_of_the_new_end() {
+        let mut map = DirtyMap::new(Geometry { blocks: 1000, ..geometry(2, 0) });
+        map.mark(Range::new(999, 1));
+        map.extend(5 * 1024);
+        map.mark(Range::new(4 * 1024, 1));
+        assert!(map.is_dirty(Range::new(999, 1)) && map.is_dirty(Range::new(4 * 1024, 1)));
+        map.clear(Range::new(0, 1000));
+        assert_eq!(map.bytes(), DIRTY_BYTES, "the last bit of the old size is covered by its last block");
+        map.set_blocks(5 * 1024);
+        map.mark(Range::new(999, 1));
+        map.clear(Range::new(0, 1000));
+        assert!(map.is_dirty(Range::new(1000, 1)), "and is not any more when the volume goes on behind it");
     }
 
     #[test]

@@ -18,6 +18,13 @@ pub struct GroupRecord {
     pub promoted: bool,
 }
 
+/// How large a volume is, as the record has it, and how large the disk below it: at least as large, unless that shrank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeSize {
+    pub volume_bytes: u64,
+    pub disk_bytes: u64,
+}
+
 /// The last message of an epoch on one data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Last {
@@ -74,6 +81,23 @@ pub enum Control {
         epoch: Epoch,
         ended: Ended,
     },
+    /// The primary is about to copy what lies behind the volume's end, up to here. Comes back as the answer when the
+    /// secondary has made room; with another size when it cannot.
+    Extend {
+        volume: u16,
+        bytes: u64,
+    },
+    /// Everything up to here is in step: the volume's size from now on. Comes back as the answer when the secondary's
+    /// record says so; with another size when it cannot.
+    Resize {
+        volume: u16,
+        bytes: u64,
+    },
+    /// The disk below the secondary's volume has this size.
+    DiskSize {
+        volume: u16,
+        bytes: u64,
+    },
 }
 
 /// To every reactor of the node, for every machine of the group there. Each is answered once by every reactor where
@@ -100,6 +124,19 @@ pub enum ToStripes {
     Begin {
         generation: Generation,
         base: Epoch,
+        /// What the volumes have from now on, in their order.
+        volume_bytes: Vec<u64>,
+    },
+    /// Room for a volume of this size. Answered by `done` at a secondary; a primary copies what is new to its peer, and
+    /// tells by [`StripeEvent::Extended`](super::types::StripeEvent) when that is done.
+    Extend {
+        volume: u16,
+        bytes: u64,
+    },
+    /// The volume has this size. Answered by `done` at a secondary.
+    Resize {
+        volume: u16,
+        bytes: u64,
     },
     /// Answered by `prepared`, when everything through `lasts` arrived and is accounted for.
     Prepare {
@@ -130,6 +167,15 @@ pub enum Timer {
     Settle,
     /// Time for a checkpoint of the group's own.
     Interval,
+    /// The peer should have taken on a volume's new size by now.
+    Growth,
+}
+
+/// Which of the two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Here,
+    Peer,
 }
 
 /// Names one arming of a timer, so that a late one is recognised.
@@ -196,6 +242,14 @@ pub enum GroupError {
     ViewLost,
     #[error("the group was stopped")]
     Stopped,
+    #[error(
+        "the peer's volumes are smaller than this node's, so the disks are not equal: start with sync `full`"
+    )]
+    SmallerPeer,
+    #[error("the peer keeps the size of {0} bytes: its disk or its disk buffer cannot take more")]
+    PeerKeepsSize(u64),
+    #[error("this node's disk could not be read behind the volume's present end")]
+    Source,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,6 +268,24 @@ pub enum GroupEvent {
     DiskHealed,
     DrainFailed,
     Drained,
+    /// The disk below a volume is larger than the volume there, and not yet on the other node.
+    DiskGrew {
+        volume: u16,
+        side: Side,
+    },
+    /// The disk below a volume is smaller than the volume.
+    DiskTooSmall {
+        volume: u16,
+        side: Side,
+    },
+    /// The volume keeps its size until a disk's size changes again, or until the next session.
+    GrowthFailed {
+        volume: u16,
+        error: GroupError,
+    },
+    GrowthHung {
+        volume: u16,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -224,8 +296,14 @@ pub enum GroupOutput {
     Connect,
     /// Close the connections and open none.
     Disconnect,
-    /// Comes back by `persisted`. There is never more than one under way.
-    PersistRecord(GroupRecord),
+    /// The record, and the size of each volume in bytes. Comes back by `persisted`. There is never more than one under
+    /// way.
+    PersistRecord(GroupRecord, Vec<u64>),
+    /// The volume has this size for its hosts from now on.
+    Resize {
+        volume: u16,
+        bytes: u64,
+    },
     ArmTimer {
         armed: Armed,
         after_ms: u32,
@@ -240,7 +318,7 @@ pub enum GroupOutput {
 /// Arms timers so that only the latest arming of each counts.
 #[derive(Default)]
 pub(super) struct Timers {
-    rounds: [u64; 3],
+    rounds: [u64; 4],
 }
 
 impl Timers {

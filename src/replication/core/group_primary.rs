@@ -5,6 +5,7 @@
 
 use super::super::{Epoch, Generation};
 use super::group::*;
+use super::growth::{Growth, Sized};
 use super::primary::Session;
 use super::types::StripeEvent;
 
@@ -84,16 +85,19 @@ pub struct PrimaryGroup {
     sync: SyncMode,
     lanes: u16,
     starting: Option<u64>,
-    copies_left: u32,
-    timers: Timers,
+    /// Reactors that still copy what the beginning of the session left to copy.
+    pub(super) copies_left: u32,
+    pub(super) volumes: Vec<Sized>,
+    pub(super) growth: Growth,
+    pub(super) timers: Timers,
     persisting: bool,
     persist_again: bool,
 }
 
-type Out = Vec<GroupOutput>;
+pub(super) type Out = Vec<GroupOutput>;
 
 impl PrimaryGroup {
-    pub fn new(config: PrimaryGroupConfig, record: GroupRecord) -> PrimaryGroup {
+    pub fn new(config: PrimaryGroupConfig, record: GroupRecord, volumes: &[VolumeSize]) -> PrimaryGroup {
         PrimaryGroup {
             config,
             record,
@@ -104,6 +108,8 @@ impl PrimaryGroup {
             lanes: 1,
             starting: None,
             copies_left: 0,
+            volumes: volumes.iter().map(|&size| Sized::new(size)).collect(),
+            growth: Growth::Idle,
             timers: Timers::default(),
             persisting: false,
             persist_again: false,
@@ -116,6 +122,10 @@ impl PrimaryGroup {
 
     pub fn record(&self) -> GroupRecord {
         self.record
+    }
+
+    pub(super) fn reactors(&self) -> u16 {
+        self.config.reactors
     }
 
     /// The epoch that writes carry now.
@@ -155,10 +165,20 @@ impl PrimaryGroup {
     }
 
     /// All connections stand and the handshake agreed. `newest` is the newest epoch that the peer ever saw; `lanes`
-    /// the number of its reactors.
-    pub fn connected(&mut self, newest: Epoch, generation: Generation, lanes: u16, out: &mut Out) {
+    /// the number of its reactors, `volumes` what it says of its volumes.
+    pub fn connected(
+        &mut self,
+        newest: Epoch,
+        generation: Generation,
+        lanes: u16,
+        volumes: &[VolumeSize],
+        out: &mut Out,
+    ) {
         if self.state != PrimaryState::Connecting {
             return;
+        }
+        if !self.meet(volumes) && self.sync == SyncMode::None {
+            return self.start_failed(GroupError::SmallerPeer, out);
         }
         self.record.newest = self.record.newest.max(newest).next();
         self.record.generation = self.record.generation.max(generation);
@@ -170,24 +190,26 @@ impl PrimaryGroup {
         out.push(GroupOutput::Send(Control::Begin { epoch: self.record.newest, full }));
     }
 
-    fn persist(&mut self, out: &mut Out) {
+    pub(super) fn persist(&mut self, out: &mut Out) {
         if self.persisting {
             self.persist_again = true;
             return;
         }
         self.persisting = true;
-        out.push(GroupOutput::PersistRecord(self.record));
+        out.push(GroupOutput::PersistRecord(self.record, self.recorded_bytes()));
     }
 
     /// The record is durable, or could not be made so. The primary's own record only keeps numbers from being used
     /// again; what decides is the secondary's.
     pub fn persisted(&mut self, ok: bool, out: &mut Out) {
         self.persisting = false;
-        if std::mem::take(&mut self.persist_again) {
-            self.persist(out);
-        }
         if !ok {
             out.push(GroupOutput::Event(GroupEvent::CheckpointFailed(GroupError::Metadata)));
+        }
+        if std::mem::take(&mut self.persist_again) {
+            self.persist(out);
+        } else {
+            self.recorded(ok, out);
         }
     }
 
@@ -205,6 +227,9 @@ impl PrimaryGroup {
                     reply(out, command, Ok(Success::Epoch(epoch)));
                 }
             }
+            Control::Extend { volume, bytes } => self.extended_there(volume, bytes, out),
+            Control::Resize { volume, bytes } => self.resized_there(volume, bytes, out),
+            Control::DiskSize { volume, bytes } => self.peer_disk_resized(volume, bytes, out),
             Control::SyncEnd { .. }
             | Control::Prepare { .. }
             | Control::Commit { .. }
@@ -221,9 +246,9 @@ impl PrimaryGroup {
         let session =
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
+        self.copies_left = u32::from(self.config.reactors);
         if full {
             self.state = PrimaryState::Syncing;
-            self.copies_left = u32::from(self.config.reactors);
             out.push(GroupOutput::Event(GroupEvent::SyncStarted));
         } else {
             self.state = PrimaryState::Running;
@@ -238,12 +263,16 @@ impl PrimaryGroup {
 
     /// Every machine of one reactor has copied all it owns.
     pub fn copied(&mut self, out: &mut Out) {
-        if self.state != PrimaryState::Syncing {
+        if !matches!(self.state, PrimaryState::Syncing | PrimaryState::Running) || self.copies_left == 0 {
             return;
         }
-        self.copies_left = self.copies_left.saturating_sub(1);
-        if self.copies_left == 0 {
-            self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
+        self.copies_left -= 1;
+        match (self.copies_left, self.state) {
+            (0, PrimaryState::Syncing) => {
+                self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
+            }
+            (0, _) => self.grow(out),
+            _ => {}
         }
     }
 
@@ -375,6 +404,7 @@ impl PrimaryGroup {
             Wish::EndOfSync => {
                 self.state = PrimaryState::Running;
                 out.push(GroupOutput::Event(GroupEvent::SyncFinished));
+                self.grow(out);
             }
         }
         self.arm_interval(out);
@@ -432,6 +462,7 @@ impl PrimaryGroup {
                 _ => self.arm_interval(out),
             },
             Timer::Settle => {}
+            Timer::Growth => self.growth_hangs(out),
             Timer::Deadline => self.deadline(peer, out),
         }
     }
@@ -482,6 +513,7 @@ impl PrimaryGroup {
         self.state = PrimaryState::ResyncRequired;
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
+        self.end_growth();
         self.step_failed(error, out);
         self.step = Step::Idle;
         self.arm_interval(out);
@@ -504,6 +536,7 @@ impl PrimaryGroup {
         self.state = PrimaryState::Fenced;
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::Fence));
+        self.end_growth();
         if let Some(command) = self.starting.take() {
             reply(out, command, Err(GroupError::Fenced));
         }
@@ -523,12 +556,16 @@ impl PrimaryGroup {
                 }
             }
             StripeEvent::CopyFailed(_) => {
-                if self.state == PrimaryState::Syncing {
+                let copying = self.state == PrimaryState::Running && self.copies_left > 0;
+                if self.state == PrimaryState::Syncing || copying {
                     out.push(GroupOutput::Event(GroupEvent::SyncFailed));
                     self.lose(GroupError::LinkLost, out);
+                } else {
+                    self.source_failed(out);
                 }
             }
             StripeEvent::CopyFinished
+            | StripeEvent::Extended
             | StripeEvent::LocalWriteFailed(_)
             | StripeEvent::HungDisk(_)
             | StripeEvent::DiskHealed
@@ -550,6 +587,7 @@ impl PrimaryGroup {
         if self.state != PrimaryState::Fenced {
             self.state = PrimaryState::Stopped;
         }
+        self.end_growth();
         self.step_failed(GroupError::Stopped, out);
         self.step = Step::Idle;
         self.timers.cancel(Timer::Deadline);

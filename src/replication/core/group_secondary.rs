@@ -52,7 +52,7 @@ impl SecondaryState {
 
 /// What becomes true with the record that is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Persisting {
+pub(super) enum Persisting {
     Nothing,
     Begin {
         epoch: Epoch,
@@ -67,15 +67,21 @@ enum Persisting {
     },
     /// The buffer is on the disk.
     Drained,
+    /// A volume has another size.
+    Resize {
+        volume: u16,
+    },
 }
 
 /// What the reactors are carrying out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spreading {
+pub(super) enum Spreading {
     Nothing,
     Begin { epoch: Epoch, full: bool, left: u16 },
     Commit { epoch: Epoch, left: u16 },
     Promotion { command: u64, left: u16, refused: bool },
+    Extend { volume: u16, bytes: u64, left: u16, refused: bool },
+    Resize { volume: u16, left: u16 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +98,15 @@ pub struct SecondaryGroup {
     pending: GroupRecord,
     state: SecondaryState,
     checkpoint: Checkpoint,
-    persisting: Persisting,
-    spreading: Spreading,
+    pub(super) volumes: Vec<VolumeSize>,
+    /// What the record says of the volumes' sizes with the write under way.
+    pub(super) pending_bytes: Vec<u64>,
+    /// The primary's sizes, which the volumes have from the beginning of the session on.
+    primary_bytes: Vec<u64>,
+    /// Messages that wait until a size was taken on.
+    pub(super) waiting: VecDeque<Control>,
+    pub(super) persisting: Persisting,
+    pub(super) spreading: Spreading,
     /// Failovers that wait for the record.
     failovers: VecDeque<(u64, Keep)>,
     sync_ends_with: Option<Epoch>,
@@ -103,10 +116,10 @@ pub struct SecondaryGroup {
     timers: Timers,
 }
 
-type Out = Vec<GroupOutput>;
+pub(super) type Out = Vec<GroupOutput>;
 
 impl SecondaryGroup {
-    pub fn new(config: SecondaryGroupConfig, record: GroupRecord) -> SecondaryGroup {
+    pub fn new(config: SecondaryGroupConfig, record: GroupRecord, volumes: &[VolumeSize]) -> SecondaryGroup {
         let state = match (record.promoted, record.inconsistent) {
             (_, true) => SecondaryState::Syncing,
             (true, false) => SecondaryState::Standalone,
@@ -118,6 +131,10 @@ impl SecondaryGroup {
             pending: record,
             state,
             checkpoint: Checkpoint::None,
+            volumes: volumes.to_vec(),
+            pending_bytes: volumes.iter().map(|size| size.volume_bytes).collect(),
+            primary_bytes: Vec::new(),
+            waiting: VecDeque::new(),
             persisting: Persisting::Nothing,
             spreading: Spreading::Nothing,
             failovers: VecDeque::new(),
@@ -149,9 +166,18 @@ impl SecondaryGroup {
         self.config.buffer && !self.record.inconsistent && self.record.committed >= self.lost_through
     }
 
-    /// All connections of a primary stand and the handshake agreed.
-    pub fn connected(&mut self) {
+    pub(super) fn reactors(&self) -> u16 {
+        self.config.reactors
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected
+    }
+
+    /// All connections of a primary stand and the handshake agreed; its volumes have these sizes.
+    pub fn connected(&mut self, volume_bytes: &[u64]) {
         self.connected = true;
+        self.primary_bytes = volume_bytes.to_vec();
     }
 
     pub fn disconnected(&mut self, out: &mut Out) {
@@ -159,6 +185,7 @@ impl SecondaryGroup {
             return;
         }
         self.checkpoint = Checkpoint::None;
+        self.waiting.clear();
         self.sync_ends_with = None;
         self.timers.cancel(Timer::Settle);
         if matches!(self.state, SecondaryState::Following) {
@@ -168,18 +195,23 @@ impl SecondaryGroup {
         out.push(GroupOutput::Event(GroupEvent::LinkLost));
     }
 
-    pub fn message(&mut self, message: Control, out: &mut Out) {
+    pub(super) fn take(&mut self, message: Control, out: &mut Out) {
         match message {
             Control::Begin { epoch, full } => self.begin(epoch, full, out),
             Control::SyncEnd { epoch } => self.sync_ends_with = Some(epoch),
             Control::Prepare { epoch, timeout_ms, lasts } => self.prepare(epoch, timeout_ms, lasts, out),
             Control::Commit { epoch } => self.commit(epoch, out),
             Control::Abort { epoch } => self.abort(epoch, out),
-            Control::Prepared { .. } | Control::Committed { .. } | Control::Aborted { .. } => {}
+            Control::Extend { volume, bytes } => self.extend(volume, bytes, out),
+            Control::Resize { volume, bytes } => self.resize(volume, bytes, out),
+            Control::Prepared { .. }
+            | Control::Committed { .. }
+            | Control::Aborted { .. }
+            | Control::DiskSize { .. } => {}
         }
     }
 
-    fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         self.persisting != Persisting::Nothing || self.spreading != Spreading::Nothing
     }
 
@@ -187,10 +219,10 @@ impl SecondaryGroup {
         matches!(self.state, SecondaryState::Following | SecondaryState::Syncing)
     }
 
-    fn persist(&mut self, record: GroupRecord, what: Persisting, out: &mut Out) {
+    pub(super) fn persist(&mut self, record: GroupRecord, what: Persisting, out: &mut Out) {
         self.persisting = what;
         self.candidate(record);
-        out.push(GroupOutput::PersistRecord(record));
+        out.push(GroupOutput::PersistRecord(record, self.pending_bytes.clone()));
     }
 
     /// Numbers that must never fall rise at once, in memory; the rest when it is durable.
@@ -202,12 +234,16 @@ impl SecondaryGroup {
     fn begin(&mut self, epoch: Epoch, full: bool, out: &mut Out) {
         use SecondaryState::*;
         let accepted = matches!(self.state, Waiting | Syncing | Following | PrimaryLost);
-        if !accepted || self.is_busy() || epoch <= self.record.newest {
+        let sizes = &self.primary_bytes;
+        let fits = sizes.len() == self.volumes.len()
+            && sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes <= here.disk_bytes);
+        if !accepted || !fits || self.is_busy() || epoch <= self.record.newest {
             // The primary's deadline tells it; a session that cannot begin is closed.
             return out.push(GroupOutput::Disconnect);
         }
         let record =
             GroupRecord { committed: Epoch(epoch.0 - 1), newest: epoch, inconsistent: full, ..self.record };
+        self.pending_bytes = self.primary_bytes.clone();
         self.persist(record, Persisting::Begin { epoch, full }, out);
     }
 
@@ -281,6 +317,11 @@ impl SecondaryGroup {
         if ok {
             let newest = self.record.newest.max(self.pending.newest);
             self.record = GroupRecord { newest, ..self.pending };
+            for (size, &bytes) in self.volumes.iter_mut().zip(&self.pending_bytes) {
+                size.volume_bytes = bytes;
+            }
+        } else {
+            self.pending_bytes = self.volumes.iter().map(|size| size.volume_bytes).collect();
         }
         let reactors = self.config.reactors;
         match (what, ok) {
@@ -290,7 +331,8 @@ impl SecondaryGroup {
                 self.lost_through = Epoch(0);
                 let generation = self.record.generation;
                 let base = Epoch(epoch.0 - 1);
-                out.push(GroupOutput::ToStripes(ToStripes::Begin { generation, base }));
+                let volume_bytes = self.pending_bytes.clone();
+                out.push(GroupOutput::ToStripes(ToStripes::Begin { generation, base, volume_bytes }));
             }
             (Persisting::Begin { .. }, false) => out.push(GroupOutput::Disconnect),
             (Persisting::Commit { epoch }, true) => {
@@ -301,6 +343,7 @@ impl SecondaryGroup {
             (Persisting::Commit { epoch }, false) => {
                 out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Metadata }));
             }
+            (Persisting::Resize { volume }, ok) => self.resize_recorded(volume, ok, out),
             (Persisting::Promotion { keep, command }, true) => {
                 self.spreading = Spreading::Promotion { command, left: reactors, refused: false };
                 self.draining = reactors;
@@ -314,19 +357,22 @@ impl SecondaryGroup {
             }
         }
         self.next_failover(out);
+        self.next_message(out);
     }
 
     /// One more reactor has carried out what it was told.
     pub fn done(&mut self, ok: bool, out: &mut Out) {
         match &mut self.spreading {
             Spreading::Nothing => {}
-            Spreading::Begin { left, .. } | Spreading::Commit { left, .. } => {
+            Spreading::Begin { left, .. }
+            | Spreading::Commit { left, .. }
+            | Spreading::Resize { left, .. } => {
                 *left = left.saturating_sub(1);
                 if *left > 0 {
                     return;
                 }
             }
-            Spreading::Promotion { left, refused, .. } => {
+            Spreading::Promotion { left, refused, .. } | Spreading::Extend { left, refused, .. } => {
                 *left = left.saturating_sub(1);
                 *refused |= !ok;
                 if *left > 0 {
@@ -341,8 +387,10 @@ impl SecondaryGroup {
                 if full {
                     out.push(GroupOutput::Event(GroupEvent::SyncStarted));
                 }
+                self.take_sizes(out);
                 if self.connected {
                     out.push(GroupOutput::Send(Control::Begin { epoch, full }));
+                    self.tell_disks(out);
                 } else if !full {
                     self.state = SecondaryState::PrimaryLost;
                 }
@@ -357,6 +405,11 @@ impl SecondaryGroup {
                     out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Ok }));
                 }
             }
+            Spreading::Extend { volume, bytes, refused, .. } => {
+                let bytes = if refused { self.volume_bytes(volume) } else { bytes };
+                self.answer(Control::Extend { volume, bytes }, out);
+            }
+            Spreading::Resize { volume, .. } => self.resized(volume, out),
             Spreading::Promotion { command, refused: true, .. } => {
                 self.state = SecondaryState::PrimaryLost;
                 self.timers.cancel(Timer::Deadline);
@@ -371,6 +424,7 @@ impl SecondaryGroup {
             }
         }
         self.next_failover(out);
+        self.next_message(out);
     }
 
     /// Makes this node the one that serves. The primary is refused from here on, before anything is durable.
@@ -479,7 +533,8 @@ impl SecondaryGroup {
             | StripeEvent::LocalWriteFailed(_)
             | StripeEvent::PeerFailed(_)
             | StripeEvent::CopyFailed(_)
-            | StripeEvent::CopyFinished => return,
+            | StripeEvent::CopyFinished
+            | StripeEvent::Extended => return,
         };
         out.push(GroupOutput::Event(event));
     }

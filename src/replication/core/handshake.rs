@@ -13,6 +13,8 @@ pub struct VolumeClaim {
     pub uuid: Uuid,
     pub name: String,
     pub size_bytes: u64,
+    /// Of the disk below.
+    pub disk_bytes: u64,
     pub block_bytes: u32,
 }
 
@@ -40,7 +42,9 @@ pub enum Mismatch {
     Count(usize, usize),
     #[error("volume {0}: `{1}` here, `{2}` there")]
     Volume(usize, String, String),
-    #[error("volume `{0}` has {1} bytes here, {2} there")]
+    #[error(
+        "volume `{0}` has {1} bytes on the primary, and the secondary's disk below it only {2}: enlarge that disk"
+    )]
     Size(String, u64, u64),
     #[error("volume `{0}` has blocks of {1} bytes here, {2} there")]
     BlockSize(String, u32, u32),
@@ -70,8 +74,10 @@ pub fn judge(me: &Claim, peer: &Claim) -> Result<(), Mismatch> {
         if mine.uuid != theirs.uuid || mine.name != theirs.name {
             return Err(Mismatch::Volume(number, name(), theirs.name.clone()));
         }
-        if mine.size_bytes != theirs.size_bytes {
-            return Err(Mismatch::Size(name(), mine.size_bytes, theirs.size_bytes));
+        // The secondary takes on the primary's size when the session begins: all it needs is the room.
+        let (primary, secondary) = if me.is_primary { (mine, theirs) } else { (theirs, mine) };
+        if secondary.disk_bytes < primary.size_bytes {
+            return Err(Mismatch::Size(name(), primary.size_bytes, secondary.disk_bytes));
         }
         if mine.block_bytes != theirs.block_bytes {
             return Err(Mismatch::BlockSize(name(), mine.block_bytes, theirs.block_bytes));
@@ -89,6 +95,7 @@ mod tests {
             uuid: Uuid::from_u128(2),
             name: "v0".to_string(),
             size_bytes: 1 << 30,
+            disk_bytes: 1 << 30,
             block_bytes: 4096,
         };
         Claim {
@@ -116,8 +123,39 @@ mod tests {
         assert_eq!(against(|c| c.volumes.clear()), Err(Mismatch::Count(1, 0)));
         assert!(matches!(against(|c| c.volumes[0].uuid = Uuid::nil()), Err(Mismatch::Volume(..))));
         assert!(matches!(against(|c| c.volumes[0].name.clear()), Err(Mismatch::Volume(..))));
-        assert!(matches!(against(|c| c.volumes[0].size_bytes -= 1), Err(Mismatch::Size(..))));
+        assert!(matches!(against(|c| c.volumes[0].size_bytes += 1), Err(Mismatch::Size(..))));
         assert!(matches!(against(|c| c.volumes[0].block_bytes = 512), Err(Mismatch::BlockSize(..))));
+    }
+
+    #[test]
+    fn the_primarys_size_counts_and_the_secondary_needs_the_room() {
+        let both = |change: &dyn Fn(&mut Claim, &mut Claim)| {
+            let (mut primary, mut secondary) = (claim(true), claim(false));
+            change(&mut primary, &mut secondary);
+            let verdict = judge(&secondary, &primary);
+            assert_eq!(judge(&primary, &secondary), verdict, "both come to the same end");
+            verdict
+        };
+        assert_eq!(both(&|p, _| p.volumes[0].disk_bytes *= 2), Ok(()), "only this disk grew");
+        assert_eq!(both(&|_, s| s.volumes[0].disk_bytes *= 2), Ok(()), "only that disk grew");
+        // The link was lost between the two records of a growth.
+        assert_eq!(both(&|_, s| s.volumes[0].size_bytes *= 2), Ok(()));
+        // A successor grew, and what was the primary comes back as its follower.
+        let grown = |p: &mut Claim| (p.volumes[0].size_bytes, p.volumes[0].disk_bytes) = (2 << 30, 2 << 30);
+        assert_eq!(
+            both(&|p, s| {
+                grown(p);
+                s.volumes[0].disk_bytes = 3 << 30;
+            }),
+            Ok(())
+        );
+        let small = Err(Mismatch::Size("v0".into(), 2 << 30, 1 << 30));
+        assert_eq!(both(&|p, _| grown(p)), small);
+        assert_eq!(
+            both(&|_, s| s.volumes[0].disk_bytes = 1 << 29),
+            Err(Mismatch::Size("v0".into(), 1 << 30, 1 << 29)),
+            "a disk that shrank"
+        );
     }
 
     #[test]

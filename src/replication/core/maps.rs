@@ -54,6 +54,14 @@ pub trait GranuleMaps<P> {
 
     fn release(&mut self, bytes: u64);
 
+    /// Takes granules of a volume of so many blocks from now on; never fewer than before. What is held of a granule that
+    /// was short until now has an end that nobody sees before [`GranuleMaps::complete`] brought its content.
+    fn extend(&mut self, blocks: u64) -> Result<(), BufferFull>;
+
+    /// A range within one granule, up to that granule's end, became a part of the volume: puts its content, from block
+    /// `from` of `data` on, behind what any layer holds of the granule.
+    fn complete(&mut self, range: Range, data: &Data<P>, from: u32) -> Result<(), BufferFull>;
+
     /// Percent of the limit in use.
     fn fullness(&self) -> u8;
 }

@@ -31,6 +31,8 @@ mod dirty;
 mod group;
 mod group_primary;
 mod group_secondary;
+mod growth;
+mod growth_secondary;
 mod handshake;
 mod lane;
 mod maps;
@@ -42,6 +44,8 @@ mod table;
 mod types;
 mod view;
 
+#[cfg(test)]
+mod growth_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -21,6 +21,10 @@ impl Bytes {
         Bytes { memory: Rc::new(RefCell::new(content)), from: 0, len }
     }
 
+    fn blocks(&self) -> u32 {
+        self.len as u32
+    }
+
     pub fn to_vec(&self) -> Vec<u8> {
         self.memory.borrow()[self.from..self.from + self.len].to_vec()
     }
@@ -132,7 +136,8 @@ impl GranuleMaps<Bytes> for Maps {
         if self.used() >= self.limit {
             return Err(BufferFull);
         }
-        let blocks = self.geometry.granule_range(granule).blocks;
+        // It may have been read when the volume ended within it.
+        let blocks = self.geometry.granule_range(granule).blocks.min(content.blocks() - at);
         let before = self
             .undo
             .entry(epoch)
@@ -153,7 +158,12 @@ impl GranuleMaps<Bytes> for Maps {
     }
 
     fn view_content(&self, granule: u64) -> Option<Data<Bytes>> {
-        self.view(granule).map(|content| Data::Bytes(Bytes::new(content.to_vec())))
+        let blocks = self.geometry.granule_range(granule).blocks as usize;
+        self.view(granule).map(|content| {
+            let mut content = content.to_vec();
+            content.resize(blocks, 0xEE);
+            Data::Bytes(Bytes::new(content))
+        })
     }
 
     fn overlay_write(
@@ -170,7 +180,12 @@ impl GranuleMaps<Bytes> for Maps {
         let blocks = self.geometry.granule_range(granule).blocks;
         let whole = range.blocks == blocks;
         let mut content = match self.view(granule).or(base) {
-            Some(content) => Bytes::new(content.to_vec()),
+            Some(content) => {
+                // The end that came later is completed later.
+                let mut content = content.to_vec();
+                content.resize(blocks as usize, 0xEE);
+                Bytes::new(content)
+            }
             None => {
                 assert!(whole, "a granule written in part needs its rest");
                 bytes(0, blocks)
@@ -217,6 +232,24 @@ impl GranuleMaps<Bytes> for Maps {
 
     fn release(&mut self, bytes: u64) {
         self.reserved -= bytes;
+    }
+
+    fn extend(&mut self, blocks: u64) -> Result<(), BufferFull> {
+        self.geometry.blocks = blocks.max(self.geometry.blocks);
+        Ok(())
+    }
+
+    fn complete(&mut self, range: Range, data: &Data<Bytes>, from: u32) -> Result<(), BufferFull> {
+        let (granule, at) = self.within(range);
+        let layers = self.undo.values_mut().chain([&mut self.overlay]);
+        for content in layers.filter_map(|layer| layer.get_mut(&granule)) {
+            let mut whole = content.to_vec();
+            whole.resize((at + range.blocks) as usize, 0xEE);
+            let mut whole = Bytes::new(whole);
+            data.copy_to(from, &mut whole, at, range.blocks);
+            *content = whole;
+        }
+        Ok(())
     }
 
     fn fullness(&self) -> u8 {

@@ -23,10 +23,12 @@ impl Rng {
     }
 }
 
+pub const BLOCK_BYTES: u64 = DIRTY_BYTES;
+
 /// One block is one bit of the dirty map and 64 blocks are a stripe, so that everything has borders close by.
-pub fn geometry(owner: usize) -> Geometry {
+pub fn geometry(blocks: u64, owner: usize) -> Geometry {
     Geometry {
-        blocks: BLOCKS,
+        blocks,
         block_bytes: DIRTY_BYTES as u32,
         granule_blocks: 2,
         owners: REACTORS as u16,
@@ -52,6 +54,16 @@ struct DiskIo {
     /// What the disk returned or took; the completion comes later.
     executed: Option<Bytes>,
     hung: bool,
+}
+
+/// A node's sizes in blocks, apart from its disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// What its hosts see.
+    pub volume: u64,
+    pub recorded: u64,
+    /// What is recorded when the write under way ends.
+    pending: u64,
 }
 
 /// A write as the primary launched it.
@@ -80,6 +92,10 @@ pub struct Pair {
     links: Vec<Link>,
     pub primary_disk: Disk,
     pub secondary_disk: Disk,
+    pub primary_sizes: Sizes,
+    pub secondary_sizes: Sizes,
+    /// The volume's size in the last handshake.
+    agreed_bytes: u64,
     primary_io: Vec<DiskIo>,
     secondary_io: Vec<DiskIo>,
     to_primary: VecDeque<Control>,
@@ -109,6 +125,12 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(seed: u64, ack: AckMode, limit: usize) -> Pair {
+        Pair::with_blocks(seed, ack, limit, BLOCKS)
+    }
+
+    /// A volume of so many blocks, on disks that have no more.
+    pub fn with_blocks(seed: u64, ack: AckMode, limit: usize, blocks: u64) -> Pair {
+        let volume = VolumeSize { volume_bytes: blocks * BLOCK_BYTES, disk_bytes: blocks * BLOCK_BYTES };
         let record = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
         let primary_group = PrimaryGroup::new(
             PrimaryGroupConfig {
@@ -118,31 +140,37 @@ impl Pair {
                 connect_timeout_ms: 1000,
             },
             record,
+            &[volume],
         );
         let secondary_config =
             SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
         let machine = |owner| {
-            let config = SecondaryConfig { geometry: geometry(owner), buffer: true, hung_ticks: 3 };
-            SecondaryStripes::new(config, Maps::new(geometry(owner), limit), Generation(1), Epoch(0))
+            let geometry = geometry(blocks, owner);
+            let config = SecondaryConfig { geometry, buffer: true, hung_ticks: 3 };
+            SecondaryStripes::new(config, Maps::new(geometry, limit), Generation(1), Epoch(0))
         };
         let primary = |owner| {
             PrimaryStripes::new(PrimaryConfig {
-                geometry: geometry(owner),
+                geometry: geometry(blocks, owner),
                 ack,
                 on_link_loss: OnLinkLoss::Continue,
                 lag_limit_bytes: LAG_LIMIT_BYTES,
             })
         };
-        let base: Vec<u8> = (0..BLOCKS).map(|lba| lba as u8 | 0x80).collect();
+        let base: Vec<u8> = (0..blocks).map(|lba| lba as u8 | 0x80).collect();
+        let sizes = Sizes { volume: blocks, recorded: blocks, pending: blocks };
         Pair {
             rng: Rng(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
             primary: (0..REACTORS).map(primary).collect(),
             secondary: (0..REACTORS).map(machine).collect(),
             primary_group,
-            secondary_group: SecondaryGroup::new(secondary_config, record),
+            secondary_group: SecondaryGroup::new(secondary_config, record, &[volume]),
             links: (0..REACTORS * REACTORS).map(|_| Link::default()).collect(),
             primary_disk: Disk(base.clone()),
             secondary_disk: Disk(base.clone()),
+            primary_sizes: sizes,
+            secondary_sizes: sizes,
+            agreed_bytes: 0,
             primary_io: Vec::new(),
             secondary_io: Vec::new(),
             to_primary: VecDeque::new(),
@@ -274,6 +302,9 @@ impl Pair {
             PrimaryOutput::Event(StripeEvent::CopyFinished) => {
                 self.with_primary_group(|group, out| group.copied(out));
             }
+            PrimaryOutput::Event(StripeEvent::Extended) => {
+                self.with_primary_group(|group, out| group.extended(0, out));
+            }
             PrimaryOutput::Event(event) => {
                 self.stripe_events.push(event);
                 self.with_primary_group(|group, out| group.event(event, out));
@@ -335,7 +366,11 @@ impl Pair {
             GroupOutput::Send(_) => {}
             GroupOutput::Connect => self.connect(),
             GroupOutput::Disconnect => self.cut_link(),
-            GroupOutput::PersistRecord(_) => self.persists.push_back(primary),
+            GroupOutput::PersistRecord(_, bytes) => {
+                self.sizes(primary).pending = bytes[0] / BLOCK_BYTES;
+                self.persists.push_back(primary);
+            }
+            GroupOutput::Resize { bytes, .. } => self.resized(primary, bytes / BLOCK_BYTES),
             GroupOutput::ArmTimer { armed, .. } => self.timers.push_back((primary, armed)),
             GroupOutput::Reply { command, result } => {
                 assert!(self.replies.insert(command, result).is_none(), "one reply for every command");
@@ -344,16 +379,55 @@ impl Pair {
         }
     }
 
+    fn sizes(&mut self, primary: bool) -> &mut Sizes {
+        if primary { &mut self.primary_sizes } else { &mut self.secondary_sizes }
+    }
+
+    /// The hosts of a node are told of a new size.
+    fn resized(&mut self, primary: bool, blocks: u64) {
+        let recorded = self.sizes(primary).recorded;
+        assert_eq!(recorded, blocks, "what hosts are told is recorded");
+        if primary && blocks > self.primary_sizes.volume {
+            assert!(self.secondary_sizes.volume >= blocks, "the secondary took it on before");
+            let new = self.primary_sizes.volume as usize..blocks as usize;
+            assert_eq!(self.primary_disk.0[new.clone()], self.base[new], "nobody wrote there before");
+        }
+        self.sizes(primary).volume = blocks;
+    }
+
+    /// The disks' sizes, and what is in their new parts.
+    pub fn grow_disk(&mut self, primary: bool, blocks: u64, byte: u8) {
+        let disk = if primary { &mut self.primary_disk } else { &mut self.secondary_disk };
+        let from = disk.0.len() as u64;
+        disk.0.extend((from..blocks).map(|lba| byte ^ lba as u8));
+        let bytes = blocks * BLOCK_BYTES;
+        if primary {
+            self.base = [&self.base[..from as usize], &self.primary_disk.0[from as usize..]].concat();
+            self.with_primary_group(|group, out| group.disk_resized(0, bytes, out));
+        } else {
+            self.with_secondary_group(|group, out| group.disk_resized(0, bytes, out));
+        }
+    }
+
     fn connect(&mut self) {
         if !self.secondary_group.accepts() {
             return;
         }
+        let disk_of = |disk: &Disk| disk.0.len() as u64 * BLOCK_BYTES;
+        let sizes = |sizes: &Sizes, disk: &Disk| VolumeSize {
+            volume_bytes: sizes.volume * BLOCK_BYTES,
+            disk_bytes: disk_of(disk),
+        };
+        let here = sizes(&self.primary_sizes, &self.primary_disk);
+        let there = sizes(&self.secondary_sizes, &self.secondary_disk);
+        assert!(there.disk_bytes >= here.volume_bytes, "the handshake never refuses a legal pair");
         self.links.iter_mut().for_each(|link| *link = Link::default());
         self.connected = true;
-        self.secondary_group.connected();
+        self.agreed_bytes = here.volume_bytes;
+        self.secondary_group.connected(&[here.volume_bytes]);
         let record = self.secondary_group.record();
         self.with_primary_group(|group, out| {
-            group.connected(record.newest, record.generation, REACTORS as u16, out);
+            group.connected(record.newest, record.generation, REACTORS as u16, &[there], out);
         });
     }
 
@@ -378,7 +452,8 @@ impl Pair {
     pub fn restart_secondary_group(&mut self) {
         let config =
             SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
-        self.secondary_group = SecondaryGroup::new(config, self.secondary_group.record());
+        let sizes: Vec<VolumeSize> = self.secondary_group.sizes().collect();
+        self.secondary_group = SecondaryGroup::new(config, self.secondary_group.record(), &sizes);
     }
 
     /// The primary node dies: nothing of it goes on.
@@ -414,6 +489,10 @@ impl Pair {
                 self.with_primary(reactor, |machine, out| machine.start_copy(only_dirty, out));
             }
             ToStripes::Fence => self.with_primary(reactor, |machine, out| machine.fence(out)),
+            ToStripes::Extend { bytes, .. } => {
+                self.with_primary(reactor, |machine, out| machine.extend(bytes / BLOCK_BYTES, out));
+            }
+            ToStripes::Resize { bytes, .. } => self.primary[reactor].resize(bytes / BLOCK_BYTES),
             _ => {}
         }
     }
@@ -423,8 +502,9 @@ impl Pair {
         let mut ok = None;
         match order {
             ToStripes::LinkDown => self.secondary[reactor].link_down(),
-            ToStripes::Begin { generation, base } => {
-                self.secondary[reactor].begin(generation, base);
+            ToStripes::Begin { generation, base, volume_bytes } => {
+                assert_eq!(volume_bytes, [self.agreed_bytes], "the primary's size counts");
+                self.secondary[reactor].begin(generation, base, volume_bytes[0] / BLOCK_BYTES);
                 self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
                 ok = Some(true);
             }
@@ -435,6 +515,13 @@ impl Pair {
             ToStripes::Commit { epoch } => {
                 self.with_secondary(reactor, |machine, out| machine.commit(epoch, out));
                 self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
+                ok = Some(true);
+            }
+            ToStripes::Extend { bytes, .. } => {
+                ok = Some(self.secondary[reactor].extend(bytes / BLOCK_BYTES).is_ok());
+            }
+            ToStripes::Resize { bytes, .. } => {
+                self.secondary[reactor].resize(bytes / BLOCK_BYTES);
                 ok = Some(true);
             }
             ToStripes::Abort => self.secondary[reactor].abort(),
@@ -620,11 +707,16 @@ impl Pair {
                     self.with_secondary_group(|group, out| group.prepared(epoch, result, out));
                 }
             }
-            _ => match self.persists.pop_front() {
-                Some(true) => self.with_primary_group(|group, out| group.persisted(true, out)),
-                Some(false) => self.with_secondary_group(|group, out| group.persisted(true, out)),
-                None => {}
-            },
+            _ => {
+                let Some(primary) = self.persists.pop_front() else { return true };
+                let sizes = self.sizes(primary);
+                sizes.recorded = sizes.pending;
+                if primary {
+                    self.with_primary_group(|group, out| group.persisted(true, out));
+                } else {
+                    self.with_secondary_group(|group, out| group.persisted(true, out));
+                }
+            }
         }
         true
     }
@@ -695,10 +787,12 @@ impl Pair {
     /// The whole volume as the secondary's hosts see it, once everything has come to rest; `None` where it has no view.
     pub fn view(&mut self) -> Option<Vec<u8>> {
         let mut content = Vec::new();
-        for lba in (0..BLOCKS).step_by(64) {
+        let end = self.secondary_sizes.volume;
+        for lba in (0..end).step_by(64) {
             self.tokens += 1;
-            let (token, reactor, range) = (self.tokens, Self::owner(lba), Range::new(lba, 64));
-            let buffer = bytes(0, 64);
+            let blocks = (end - lba).min(64) as u32;
+            let (token, reactor, range) = (self.tokens, Self::owner(lba), Range::new(lba, blocks));
+            let buffer = bytes(0, blocks);
             let into = buffer.clone();
             self.with_secondary(reactor, |machine, out| {
                 machine.submit(token, Command::Read { range, into }, out);
@@ -716,12 +810,14 @@ impl Pair {
         Some(content)
     }
 
-    /// What the primary had launched through the epoch.
+    /// What the primary had launched through the epoch, as far as the secondary's volume goes.
     pub fn content_at(&self, epoch: Epoch) -> Vec<u8> {
         let mut disk = Disk(self.base.clone());
+        let end = self.secondary_sizes.volume as usize;
         for entry in self.log.iter().filter(|entry| entry.epoch <= epoch) {
             disk.write(entry.range, &entry.data);
         }
+        disk.0.truncate(end);
         disk.0
     }
 
@@ -735,7 +831,7 @@ impl Pair {
 
     /// Whether the content has every acknowledged write, and nothing that was never written or is older.
     pub fn has_all_acknowledged(&self, content: &[u8]) -> Result<(), String> {
-        for lba in 0..BLOCKS {
+        for lba in 0..self.primary_sizes.volume {
             let mut allowed = vec![self.base[lba as usize]];
             for entry in self.log.iter().filter(|entry| entry.range.overlaps(Range::new(lba, 1))) {
                 let byte = match &entry.data {
@@ -754,9 +850,16 @@ impl Pair {
         Ok(())
     }
 
+    /// Blocks behind the volume's end that are marked.
+    pub fn marked_behind(&self) -> Vec<u64> {
+        let end = self.primary_disk.0.len() as u64;
+        let marked = |&lba: &u64| self.primary[Self::owner(lba)].dirty().is_dirty(Range::new(lba, 1));
+        (self.primary_sizes.volume..end).filter(marked).collect()
+    }
+
     /// Blocks in which the disks differ and that nobody marked.
     pub fn unmarked_differences(&self) -> Vec<u64> {
-        (0..BLOCKS)
+        (0..self.primary_sizes.volume)
             .filter(|&lba| {
                 let range = Range::new(lba, 1);
                 self.primary_disk.read(range) != self.secondary_disk.read(range)

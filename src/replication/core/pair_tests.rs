@@ -1,11 +1,11 @@
 //! The pair under random schedules: what replication promises, checked byte by byte.
 
 use super::super::{Epoch, Generation};
-use super::pair::Pair;
+use super::pair::{BLOCKS, Pair};
 use super::*;
 
 /// Schedules of each kind; a failing one is named by its seed.
-const SEEDS: u64 = 400;
+pub const SEEDS: u64 = 400;
 
 fn random_write(pair: &mut Pair) {
     let blocks = 1 + pair.rng.below(5) as u32;
@@ -19,7 +19,11 @@ fn random_write(pair: &mut Pair) {
 }
 
 fn running(seed: u64, ack: AckMode, limit: usize) -> Pair {
-    let mut pair = Pair::new(seed, ack, limit);
+    running_with_blocks(seed, ack, limit, BLOCKS)
+}
+
+pub fn running_with_blocks(seed: u64, ack: AckMode, limit: usize, blocks: u64) -> Pair {
+    let mut pair = Pair::with_blocks(seed, ack, limit, blocks);
     pair.with_primary_group(|group, out| group.start(1, SyncMode::None, out));
     pair.settle();
     assert_eq!(pair.replies.remove(&1), Some(Ok(Success::Done)));
@@ -28,7 +32,7 @@ fn running(seed: u64, ack: AckMode, limit: usize) -> Pair {
     pair
 }
 
-fn load(pair: &mut Pair, writes: usize) {
+pub fn load(pair: &mut Pair, writes: usize) {
     for _ in 0..writes {
         match pair.rng.below(10) {
             0 => {
@@ -42,7 +46,7 @@ fn load(pair: &mut Pair, writes: usize) {
     }
 }
 
-fn checkpoint(pair: &mut Pair, command: u64) {
+pub fn checkpoint(pair: &mut Pair, command: u64) {
     pair.with_primary_group(|group, out| group.do_checkpoint(command, None, out));
 }
 

@@ -167,6 +167,17 @@ enum Gate {
     Fenced,
 }
 
+/// What is copied to the peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Scope {
+    Everything,
+    Marked,
+    /// What lies behind the volume's end and is to become a part of it: through this block. No host sees it yet.
+    Behind {
+        end: u64,
+    },
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Copying {
     Idle,
@@ -174,7 +185,7 @@ enum Copying {
     Running {
         cursor: u64,
         in_flight: u32,
-        only_dirty: bool,
+        scope: Scope,
     },
 }
 
@@ -185,7 +196,10 @@ const COPY_BYTES: u32 = 256 << 10;
 const COPY_DEPTH: u32 = 8;
 
 pub struct PrimaryStripes<P> {
+    /// Its geometry has the blocks that there is room for: never fewer than the volume has, never fewer than before.
     config: PrimaryConfig,
+    /// The volume's size.
+    blocks: u64,
     ops: Table<Op<P>>,
     lock: RangeLock<OpId>,
     lanes: u16,
@@ -210,6 +224,7 @@ impl<P: Payload> PrimaryStripes<P> {
     pub fn new(config: PrimaryConfig) -> PrimaryStripes<P> {
         PrimaryStripes {
             config,
+            blocks: config.geometry.blocks,
             ops: Table::new(),
             lock: RangeLock::new(),
             lanes: 1,
@@ -378,7 +393,10 @@ impl<P: Payload> PrimaryStripes<P> {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (generation, preserve) = match self.link {
             Link::Up { generation, preserve } => (generation, preserve),
-            Link::Down { .. } => return self.dirty.mark(op.range()),
+            Link::Down { .. } => {
+                let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
+                return self.mark(range, is_copy);
+            }
         };
         let (epoch, range) = (self.epoch, op.range());
         let body = match &op.kind {
@@ -454,8 +472,15 @@ impl<P: Payload> PrimaryStripes<P> {
         self.copying == Copying::Idle || round != self.copy_round
     }
 
+    /// What the peer may lack; of what lies behind the volume's end it lacks everything anyhow.
+    fn mark(&mut self, range: Range, is_copy: bool) {
+        if !is_copy || range.lba < self.blocks {
+            self.dirty.mark(range);
+        }
+    }
+
     fn drop_copy(&mut self, id: OpId, range: Range) {
-        self.dirty.mark(range);
+        self.mark(range, true);
         if let Some(op) = self.ops.get_mut(id) {
             op.local = Local::Done;
             op.replied = true;
@@ -684,7 +709,8 @@ impl<P: Payload> PrimaryStripes<P> {
         for &id in &lost {
             if let Some(op) = self.ops.get_mut(id) {
                 (op.peer, op.held_back) = (Peer::Lost, false);
-                self.dirty.mark(op.range());
+                let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
+                self.mark(range, is_copy);
             }
         }
         for id in lost {
@@ -732,26 +758,54 @@ impl<P: Payload> PrimaryStripes<P> {
     /// Copies what this machine owns to the peer, through the range lock, while hosts go on: everything, or what is
     /// marked as differing.
     pub fn start_copy(&mut self, only_dirty: bool, out: &mut Vec<PrimaryOutput<P>>) {
+        let scope = if only_dirty { Scope::Marked } else { Scope::Everything };
+        self.copy(0, scope, out);
+    }
+
+    /// Makes room for a volume of so many blocks, and copies what this machine owns behind the volume's present end to
+    /// the peer, which has made room before.
+    pub fn extend(&mut self, blocks: u64, out: &mut Vec<PrimaryOutput<P>>) {
+        self.make_room(blocks);
+        self.copy(self.blocks, Scope::Behind { end: blocks }, out);
+    }
+
+    /// The volume has so many blocks from now on: both nodes' records say so.
+    pub fn resize(&mut self, blocks: u64) {
+        self.make_room(blocks);
+        self.blocks = blocks;
+        self.dirty.set_blocks(blocks);
+    }
+
+    fn make_room(&mut self, blocks: u64) {
+        let room = &mut self.config.geometry.blocks;
+        *room = blocks.max(*room);
+        self.dirty.extend(blocks);
+    }
+
+    fn copy(&mut self, cursor: u64, scope: Scope, out: &mut Vec<PrimaryOutput<P>>) {
         if matches!(self.link, Link::Up { .. }) {
-            self.copying = Copying::Running { cursor: 0, in_flight: 0, only_dirty };
+            self.copying = Copying::Running { cursor, in_flight: 0, scope };
             self.copy_round = self.copy_round.wrapping_add(1);
             self.copy_more(out);
         }
     }
 
     fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
-        while let Copying::Running { cursor, in_flight, only_dirty } = self.copying {
-            let Some(range) = self.next_copy(cursor, only_dirty) else {
+        while let Copying::Running { cursor, in_flight, scope } = self.copying {
+            let Some(range) = self.next_copy(cursor, scope) else {
                 if in_flight == 0 {
                     self.copying = Copying::Idle;
-                    out.push(PrimaryOutput::Event(StripeEvent::CopyFinished));
+                    out.push(PrimaryOutput::Event(match scope {
+                        Scope::Everything | Scope::Marked => StripeEvent::CopyFinished,
+                        Scope::Behind { .. } => StripeEvent::Extended,
+                    }));
                 }
                 return;
             };
             if in_flight >= COPY_DEPTH {
                 return;
             }
-            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, only_dirty };
+            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, scope };
             let op = Op {
                 kind: Kind::Copy { range, data: None, round: self.copy_round },
                 token: 0,
@@ -768,27 +822,31 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// The next piece at or after `cursor` in a stripe that this machine owns.
-    fn next_copy(&self, mut cursor: u64, only_dirty: bool) -> Option<Range> {
+    fn next_copy(&self, mut cursor: u64, scope: Scope) -> Option<Range> {
+        let end = match scope {
+            Scope::Everything | Scope::Marked => self.blocks,
+            Scope::Behind { end } => end,
+        };
         loop {
-            let range = self.next_owned(cursor)?;
-            if !only_dirty || self.dirty.is_dirty(range) {
+            let range = self.next_owned(cursor, end)?;
+            if scope != Scope::Marked || self.dirty.is_dirty(range) {
                 return Some(range);
             }
             cursor = range.end();
         }
     }
 
-    fn next_owned(&self, cursor: u64) -> Option<Range> {
+    fn next_owned(&self, cursor: u64, end: u64) -> Option<Range> {
         let geometry = &self.config.geometry;
         let owners = u64::from(geometry.owners.max(1));
         let stripe = geometry.stripe_of(cursor);
         let ahead = (u64::from(geometry.owner) + owners - stripe % owners) % owners;
         let lba = if ahead == 0 { cursor } else { (stripe + ahead) * geometry.stripe_blocks() };
-        if lba >= geometry.blocks {
+        if lba >= end {
             return None;
         }
         let stripe_end = (geometry.stripe_of(lba) + 1) * geometry.stripe_blocks();
-        let end = (lba + u64::from(COPY_BYTES / geometry.block_bytes)).min(stripe_end).min(geometry.blocks);
+        let end = (lba + u64::from(COPY_BYTES / geometry.block_bytes)).min(stripe_end).min(end);
         Some(Range::new(lba, (end - lba) as u32))
     }
 }

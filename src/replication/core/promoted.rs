@@ -77,7 +77,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// until it gives them back, and their originals drain over them.
     fn roll_back(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
         let committed = self.committed;
-        let late = |write: &Forwarded<P>| write.epoch > committed;
+        let late = |write: &Forwarded<P>| !write.belongs_to(committed);
         let mut waiting = SmallVec::<[OpId; 16]>::new();
         let mut unpin = SmallVec::<[(OpId, u64, u64); 16]>::new();
         self.ops.for_each_mut(|id, op| {

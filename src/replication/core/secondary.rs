@@ -7,7 +7,7 @@
 
 use super::super::{Epoch, Generation, Sequence};
 use super::dirty::DirtyMap;
-use super::maps::GranuleMaps;
+use super::maps::{BufferFull, GranuleMaps};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
 use super::types::*;
@@ -123,6 +123,16 @@ pub(super) struct Forwarded<P> {
     /// When it came, and when the disk got what it does for it now.
     pub since: u32,
     pub started: u32,
+    /// Brings what lies behind the volume's end, before it becomes a part of the volume: no original of it is worth
+    /// keeping, and every state of the volume has it.
+    pub behind: bool,
+}
+
+impl<P> Forwarded<P> {
+    /// Whether the write is a part of the content through the epoch.
+    pub fn belongs_to(&self, through: Epoch) -> bool {
+        self.behind || self.epoch <= through
+    }
 }
 
 pub(super) struct Barrier {
@@ -156,7 +166,12 @@ pub(super) struct Preparing {
 }
 
 pub struct SecondaryStripes<P, M> {
+    /// Its geometry has the blocks that there is room for: never fewer than the volume has, never fewer than before.
     pub(super) config: SecondaryConfig,
+    /// The volume's size.
+    blocks: u64,
+    /// Through here the primary may write; more than the volume has while it grows.
+    limit: u64,
     pub(super) maps: M,
     pub(super) ops: Table<Op<P>>,
     pub(super) lock: RangeLock<OpId>,
@@ -198,6 +213,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     pub fn new(config: SecondaryConfig, maps: M, generation: Generation, committed: Epoch) -> Self {
         SecondaryStripes {
             config,
+            blocks: config.geometry.blocks,
+            limit: config.geometry.blocks,
             maps,
             ops: Table::new(),
             lock: RangeLock::new(),
@@ -254,8 +271,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 
     /// A session begins with both disks said or about to be made equal: nothing of an earlier one counts any more.
-    pub fn begin(&mut self, generation: Generation, base: Epoch) {
+    /// The volume has the primary's size, for which there is room.
+    pub fn begin(&mut self, generation: Generation, base: Epoch, blocks: u64) {
         self.link_down();
+        self.resize(blocks);
         self.generation = generation;
         self.committed = base;
         self.open = base;
@@ -264,6 +283,27 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.maps.drop_all();
         self.pin_everything();
         self.changes += 1;
+    }
+
+    /// Makes room for a volume of so many blocks: the primary is about to bring what lies behind the present end.
+    pub fn extend(&mut self, blocks: u64) -> Result<(), BufferFull> {
+        self.maps.extend(blocks)?;
+        let room = &mut self.config.geometry.blocks;
+        *room = blocks.max(*room);
+        self.dirty.extend(blocks);
+        self.limit = blocks.max(self.blocks);
+        // The last granule may be longer now than what was read for it.
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// The volume has so many blocks from now on; those that are new are in step.
+    pub fn resize(&mut self, blocks: u64) {
+        // Whoever asks for a size has made sure of the room; without it the primary's writes there are refused.
+        let _ = self.extend(blocks);
+        self.blocks = blocks.min(self.config.geometry.blocks);
+        self.limit = self.blocks;
+        self.dirty.set_blocks(self.blocks);
     }
 
     /// The primary is gone: what arrived is still applied, but there is nobody to answer.
@@ -299,11 +339,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Some(PeerRefusal::OldGeneration)
             }
             _ if forward.epoch <= self.committed => Some(PeerRefusal::Protocol),
-            ForwardBody::Write { range, .. }
-                if range.blocks == 0 || range.end() > self.config.geometry.blocks =>
-            {
-                Some(PeerRefusal::Protocol)
-            }
+            ForwardBody::Write { range, .. } if !self.may_write(*range) => Some(PeerRefusal::Protocol),
             _ if self.broken.is_some() => Some(PeerRefusal::Broken),
             _ => None,
         };
@@ -317,6 +353,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         match forward.body {
             ForwardBody::Write { range, data, fua, preserve } => {
                 let aligned = self.config.geometry.aligned(range);
+                let behind = range.lba >= self.blocks;
                 let id = self.ops.insert(Op::Forwarded(Forwarded {
                     lane,
                     sequence,
@@ -332,6 +369,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     answered: false,
                     since: self.tick,
                     started: self.tick,
+                    behind,
                 }));
                 let (lock, held) = self.lock.enter(aligned, id);
                 if let Some(write) = self.forwarded_mut(id) {
@@ -360,6 +398,12 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
+    /// Within the volume, or behind its end while it grows; not over the border.
+    fn may_write(&self, range: Range) -> bool {
+        let whole = range.end() <= self.blocks || range.lba >= self.blocks;
+        range.blocks > 0 && whole && range.end() <= self.limit
+    }
+
     /// Whether originals of this epoch are to be kept.
     fn preserves(&self, epoch: Epoch) -> bool {
         self.role == Role::Follower && epoch > self.committed && epoch > self.lost_through
@@ -368,9 +412,12 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// The write holds its range: preserve what its epoch lacks, or write at once.
     fn start(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
-        let (epoch, range) = (write.epoch, write.range);
-        if matches!(self.role, Role::Promoted { visible } if epoch > visible) {
+        let (epoch, range, behind) = (write.epoch, write.range, write.behind);
+        if matches!(self.role, Role::Promoted { visible } if !write.belongs_to(visible)) {
             return self.forget(id, out);
+        }
+        if behind {
+            return self.submit_write(id, out);
         }
         if !write.preserve {
             self.lose_through(epoch, out);
@@ -406,6 +453,25 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     write.started = tick;
                 }
             }
+        }
+    }
+
+    /// What a write brought from behind the volume's end is about to be acknowledged, and may be seen soon. The granule
+    /// over which the volume ended until now may be in the maps without that end, or with what the disk had there before.
+    fn complete_granule(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
+        if !write.behind || write.answered {
+            return;
+        }
+        let whole = self.config.geometry.granule_range(self.config.geometry.granule_of(write.range.lba));
+        if whole.lba == write.range.lba {
+            return;
+        }
+        let Some(piece) = whole.intersection(write.range) else { return };
+        let completed = self.maps.complete(piece, &write.data, 0);
+        self.changes += 1;
+        if completed.is_err() {
+            self.lose(self.open, out);
         }
     }
 
@@ -514,9 +580,14 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 if is_older(self.youngest_ended, write.started) {
                     self.youngest_ended = write.started;
                 }
-                let kept = !matches!(role, Role::Promoted { visible } if write.epoch > visible);
+                let kept = !matches!(role, Role::Promoted { visible } if !write.belongs_to(visible));
                 match (ok, write.answered) {
-                    (true, _) => self.forget_applied(id, out),
+                    (true, _) => {
+                        if write.behind {
+                            self.complete_granule(id, out);
+                        }
+                        self.forget_applied(id, out);
+                    }
                     (false, true) if kept => {
                         write.stage = Stage::Retrying;
                         let range = write.range;
@@ -726,6 +797,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             out.push(SecondaryOutput::Event(StripeEvent::HungDisk(range)));
         }
         self.hold(id, order, bytes);
+        self.complete_granule(id, out);
         self.answer(id, Answer::Pinned, out);
         self.watch(out);
     }

@@ -251,4 +251,6 @@ pub enum StripeEvent {
     CopyFailed(Range),
     /// Everything this machine owns was copied and acknowledged.
     CopyFinished,
+    /// What this machine owns behind the volume's present end was copied and acknowledged.
+    Extended,
 }

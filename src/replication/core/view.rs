@@ -262,7 +262,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// The parts of a range that need not be read from the disk, which may hang.
     fn visible_pins(&self, range: Range) -> SmallVec<[Range; 8]> {
         let pins = self.pins.iter().filter_map(|&(_, id)| match self.ops.get(id) {
-            Some(Op::Forwarded(write)) if write.epoch <= self.visible() => write.range.intersection(range),
+            Some(Op::Forwarded(write)) if write.belongs_to(self.visible()) => write.range.intersection(range),
             _ => None,
         });
         pins.collect()
@@ -272,7 +272,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     fn patch(&self, range: Range, into: &mut P, at: u32) {
         for &(_, id) in &self.pins {
             let Some(Op::Forwarded(write)) = self.ops.get(id) else { continue };
-            if let Some(piece) = write.range.intersection(range).filter(|_| write.epoch <= self.visible()) {
+            if let Some(piece) = write.range.intersection(range).filter(|_| write.belongs_to(self.visible()))
+            {
                 let from = (piece.lba - write.range.lba) as u32;
                 write.data.copy_to(from, into, at + (piece.lba - range.lba) as u32, piece.blocks);
             }

@@ -50,6 +50,7 @@ impl Home {
         let peer = incoming.peer();
         let Some(socket) = incoming.accept() else { return };
         self.session.set(hello.nonce.max(1));
+        self.peer_sizes.replace(claim::sizes(body));
         let owner = Rc::new(ControlOwner { home: self.this(), session: self.session.get() });
         match Connection::start(socket, peer, owner) {
             Ok(connection) => {

@@ -4,8 +4,21 @@ use uuid::Uuid;
 
 use super::home::Fixed;
 use crate::bdev::Bdev;
-use crate::replication::core::{Claim, GroupRecord, Mismatch, STRIPE_BYTES, VolumeClaim, judge};
+use crate::replication::core::{Claim, GroupRecord, Mismatch, STRIPE_BYTES, VolumeClaim, VolumeSize, judge};
+use crate::replication::link::wire;
 use crate::replication::link::{Hello, HelloBody, LinkRole, RefusalCode, VolumeIdentity, option};
+use crate::replication::volume::VolumeShared;
+
+const VERSION: u16 = wire::VERSION as u16;
+
+/// The sizes that a peer's hello names.
+pub(super) fn sizes(body: &HelloBody) -> Vec<VolumeSize> {
+    let size = |volume: &VolumeIdentity| VolumeSize {
+        volume_bytes: volume.size_bytes,
+        disk_bytes: volume.disk_bytes,
+    };
+    body.volumes.iter().map(size).collect()
+}
 
 /// The hello of this node's group.
 pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce: u64) -> (Hello, HelloBody) {
@@ -16,11 +29,16 @@ pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce:
         role: if is_primary { LinkRole::Primary } else { LinkRole::Secondary },
         granule_bytes: fixed.granule_bytes,
         stripe_bytes: STRIPE_BYTES,
-        volumes: fixed.bdevs.iter().map(|bdev| identity_of(bdev)).collect(),
+        volumes: fixed
+            .bdevs
+            .iter()
+            .zip(&fixed.volumes)
+            .map(|(bdev, below)| identity_of(bdev, below))
+            .collect(),
     };
     let hello = Hello {
-        version_min: 1,
-        version_max: 1,
+        version_min: VERSION,
+        version_max: VERSION,
         reactors: fixed.reactors,
         volumes: body.volumes.len() as u16,
         generation: record.generation,
@@ -32,11 +50,12 @@ pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce:
     (hello, body)
 }
 
-fn identity_of(bdev: &Bdev) -> VolumeIdentity {
+fn identity_of(bdev: &Bdev, below: &VolumeShared) -> VolumeIdentity {
     VolumeIdentity {
         uuid: bdev.uuid(),
         name: bdev.name().to_string(),
         size_bytes: bdev.size_bytes(),
+        disk_bytes: below.disk_bytes(),
         block_bytes: bdev.block_size(),
     }
 }
@@ -46,6 +65,7 @@ fn claim(hello: &Hello, body: &HelloBody) -> Claim {
         uuid: volume.uuid,
         name: volume.name.clone(),
         size_bytes: volume.size_bytes,
+        disk_bytes: volume.disk_bytes,
         block_bytes: volume.block_bytes,
     };
     Claim {
@@ -64,8 +84,9 @@ pub(super) fn check(
     theirs: (&Hello, &HelloBody),
 ) -> Result<(), (RefusalCode, String)> {
     let (hello, body) = theirs;
-    if hello.version_min > 1 || hello.version_max < 1 {
-        let text = format!("link protocol {} to {} there, 1 here", hello.version_min, hello.version_max);
+    if hello.version_min > VERSION || hello.version_max < VERSION {
+        let (oldest, newest) = (hello.version_min, hello.version_max);
+        let text = format!("link protocol {oldest} to {newest} there, {VERSION} here");
         return Err((RefusalCode::Version, text));
     }
     judge(&claim(&mine.0, &mine.1), &claim(hello, body)).map_err(|mismatch| {

@@ -16,6 +16,7 @@ use crate::env::SgList;
 use crate::reactor::{self, TimerHandler};
 use crate::replication::Generation;
 use crate::replication::core::{GroupError, PrimaryState};
+use crate::replication::link::wire::VERSION;
 use crate::replication::link::{
     Attempt, Backoff, CloseReason, ConnectError, ConnectOwner, Connection, DataHello, HANDSHAKE_DEADLINE,
     Header, Hello, HelloBody, LinkOwner, Message, RefusalCode, connect,
@@ -160,6 +161,7 @@ impl Home {
             self.close_session();
             return self.probe_later();
         }
+        self.peer_sizes.replace(claim::sizes(&body));
         self.dial_lanes(hello);
     }
 
@@ -173,7 +175,7 @@ impl Home {
             reactor::spawn_call(usize::from(from), move || {
                 for to in 0..lanes {
                     let hello = DataHello {
-                        version: 1,
+                        version: u16::from(VERSION),
                         primary_reactor: from,
                         secondary_reactor: to,
                         nonce: session,
@@ -196,8 +198,9 @@ impl Home {
         self.dial.lanes_left.set(self.dial.lanes_left.get().saturating_sub(1));
         if self.dial.lanes_left.get() == 0 {
             let (newest, generation, lanes) = self.dial.peer.get();
+            let sizes = self.peer_sizes.borrow().clone();
             self.primary(|group, out| {
-                group.connected(crate::replication::Epoch(newest), generation, lanes, out)
+                group.connected(crate::replication::Epoch(newest), generation, lanes, &sizes, out)
             });
         }
     }

@@ -6,8 +6,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::dial::Dial;
 use super::options::*;
 use super::{HOME, orders};
-use crate::bdev::{Access, Bdev};
+use crate::bdev::{Access, Bdev, WatchId};
 use crate::env::{SgList, clock};
 use crate::reactor::{self, Reply, TimerHandler};
 use crate::replication::buffer::Quota;
@@ -25,15 +25,15 @@ use crate::replication::link::{
     CloseReason, Connection, Header, Heartbeat, LinkOwner, Listener, Message, RefusalCode, encode_control,
     parse_control,
 };
-use crate::replication::metadata::{FileRole, Record, Writer, WriterOwner};
+use crate::replication::metadata::{FileRole, Record, VolumeRecord, Writer, WriterOwner};
 use crate::replication::volume::{Shard, ShardEvent, VolumeShared};
 use crate::replication::{Epoch, Generation};
 
 /// How often the peers tell each other that they are there, within the time after which one counts as lost.
 const HEARTBEATS_PER_TIMEOUT: u32 = 4;
 /// Tags of timers: the machine's carry their round above.
-const TAG_HEARTBEAT: u64 = 3;
-const TAG_BITS: u32 = 2;
+const TAG_HEARTBEAT: u64 = 7;
+const TAG_BITS: u32 = 3;
 
 /// Hears of what an operator may want to know: the kind of event and what it is about.
 pub type Observer = Arc<dyn Fn(&'static str, String) + Send + Sync>;
@@ -53,6 +53,8 @@ pub(super) struct Fixed {
     pub quota: Arc<Quota>,
     pub peer_timeout: Duration,
     pub observer: Observer,
+    /// On the disks below, while the group exists.
+    pub watches: OnceLock<Vec<WatchId>>,
     /// The last committed epoch, for reactors that join late.
     pub committed: AtomicU64,
 }
@@ -89,7 +91,7 @@ impl Fixed {
         SECONDARIES.with(|s| s.borrow_mut().remove(&self.serial));
     }
 
-    fn tell(&self, kind: &'static str, what: impl std::fmt::Display) {
+    pub fn tell(&self, kind: &'static str, what: impl std::fmt::Display) {
         (self.observer)(kind, format!("{}: {what}", self.name));
     }
 }
@@ -115,6 +117,8 @@ pub(super) struct Home {
     next_command: Cell<u64>,
     /// The session that stands or is being made; 0 is none.
     pub session: Cell<u64>,
+    /// What the peer of that session said of its volumes.
+    pub peer_sizes: RefCell<Vec<VolumeSize>>,
     pub control: RefCell<Option<Rc<Connection>>>,
     pub dial: Dial,
     pub listener: RefCell<Option<Rc<Listener>>>,
@@ -143,6 +147,7 @@ impl Home {
             commands: RefCell::default(),
             next_command: Cell::new(1),
             session: Cell::new(0),
+            peer_sizes: RefCell::default(),
             control: RefCell::default(),
             dial: Dial::default(),
             listener: RefCell::default(),
@@ -212,13 +217,12 @@ impl Home {
                 GroupOutput::Send(control) => self.send(&control),
                 GroupOutput::Connect => self.dial_session(),
                 GroupOutput::Disconnect => self.close_session(),
-                GroupOutput::PersistRecord(record) => self.persist(record),
+                GroupOutput::PersistRecord(record, bytes) => self.persist(record, &bytes),
+                GroupOutput::Resize { volume, bytes } => self.resize(volume, bytes),
                 GroupOutput::ArmTimer { armed, after_ms } => {
                     let tag = armed.round << TAG_BITS | armed.timer as u64;
                     let after = Duration::from_millis(u64::from(after_ms));
-                    if let Some(this) = self.this.upgrade() {
-                        reactor::timer_after(after, this, tag);
-                    }
+                    reactor::timer_after(after, self.alarm(), tag);
                 }
                 GroupOutput::Reply { command, result } => self.reply(command, result),
                 GroupOutput::Event(event) => self.event(event),
@@ -252,12 +256,12 @@ impl Home {
         }
     }
 
-    fn persist(&self, record: GroupRecord) {
+    fn persist(&self, record: GroupRecord, volume_bytes: &[u64]) {
         let promoted_role = if record.promoted { FileRole::Primary } else { FileRole::Secondary };
-        let volumes = self.fixed.bdevs.iter().map(|bdev| crate::replication::metadata::VolumeRecord {
+        let volumes = self.fixed.bdevs.iter().zip(volume_bytes).map(|(bdev, bytes)| VolumeRecord {
             name: bdev.name().to_string(),
             uuid: bdev.uuid(),
-            num_blocks: bdev.num_blocks(),
+            num_blocks: bytes / u64::from(bdev.block_size()),
             block_size: bdev.block_size(),
         });
         let record = Record {
@@ -336,6 +340,10 @@ impl Home {
             }
             GroupEvent::Drained => self.fixed.tell("replication_drained", "the disk buffer is on the disk"),
             GroupEvent::Committed(_) => {}
+            GroupEvent::DiskGrew { .. }
+            | GroupEvent::DiskTooSmall { .. }
+            | GroupEvent::GrowthFailed { .. }
+            | GroupEvent::GrowthHung { .. } => self.size_event(event),
         }
     }
 
@@ -346,6 +354,9 @@ impl Home {
                 if self.all_volumes(&self.copies, reactor) {
                     self.primary(|group, out| group.copied(out));
                 }
+            }
+            ShardEvent::Stripe { event: StripeEvent::Extended, volume } => {
+                self.primary(|group, out| group.extended(volume, out));
             }
             ShardEvent::Stripe { event: StripeEvent::Drained, .. } => {
                 if self.all_volumes(&self.drains, reactor) {
@@ -402,9 +413,14 @@ impl Home {
         self.redial_later();
     }
 
+    fn alarm(&self) -> Rc<Alarm> {
+        Rc::new(Alarm(self.this.clone()))
+    }
+
     fn arm_heartbeat(&self) {
-        if let Some(this) = self.this.upgrade().filter(|_| !self.deleted.get()) {
-            reactor::timer_after(self.fixed.peer_timeout / HEARTBEATS_PER_TIMEOUT, this, TAG_HEARTBEAT);
+        if !self.deleted.get() {
+            let after = self.fixed.peer_timeout / HEARTBEATS_PER_TIMEOUT;
+            reactor::timer_after(after, self.alarm(), TAG_HEARTBEAT);
         }
     }
 
@@ -470,22 +486,32 @@ impl Home {
         self.secondary(|group, out| {
             if matches!(control, Control::Begin { .. }) {
                 group.adopt_generation(generation);
-                group.connected();
+                let sizes: Vec<u64> = self.peer_sizes.borrow().iter().map(|size| size.volume_bytes).collect();
+                group.connected(&sizes);
             }
             group.message(control, out);
         });
     }
 }
 
-impl TimerHandler for Home {
+/// What a timer holds of a home: a deleted group is not kept, and its metadata file not locked, until the last one fires.
+struct Alarm(Weak<Home>);
+
+impl TimerHandler for Alarm {
     fn timer_fired(self: Rc<Self>, tag: u64) {
-        if self.deleted.get() {
-            return;
+        if let Some(home) = self.0.upgrade().filter(|home| !home.deleted.get()) {
+            home.timer(tag);
         }
+    }
+}
+
+impl Home {
+    fn timer(&self, tag: u64) {
         let timer = match tag & ((1 << TAG_BITS) - 1) {
             0 => Timer::Deadline,
             1 => Timer::Settle,
             2 => Timer::Interval,
+            3 => Timer::Growth,
             _ => return self.heartbeat(),
         };
         let armed = Armed { timer, round: tag >> TAG_BITS };

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
 use super::options::*;
-use super::{HOME, claim};
+use super::{HOME, claim, sizes};
 use crate::bdev::{Access, Bdev, Registry};
 use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
@@ -136,7 +136,7 @@ impl Groups {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let store = Store::open(&options.metadata)?;
         let uuid = identity(&[&options.name]);
-        let (record, node) = recorded(&store, uuid, options, bases)?;
+        let (record, node, blocks) = recorded(&store, uuid, options, bases)?;
         let (buffer, granule_bytes, limit) = match &options.role {
             RoleOptions::Secondary(s) => (s.disk_buffer, s.granule_bytes, s.buffer_limit_bytes),
             RoleOptions::Primary(_) => (false, bases.iter().map(|b| b.block_size()).max().unwrap_or(512), 0),
@@ -147,10 +147,11 @@ impl Groups {
             return Err(ReplicationError::Invalid(text));
         }
         let reactors = self.reactors.count() as u16;
-        let share = |(volume, base): (&VolumeOptions, &Arc<Bdev>)| {
-            VolumeShared::new(&volume.name, &options.name, base.clone(), reactors, granule_bytes)
+        let share = |((volume, base), &blocks): ((&VolumeOptions, &Arc<Bdev>), &u64)| {
+            VolumeShared::new(&volume.name, &options.name, base.clone(), blocks, reactors, granule_bytes)
         };
-        let volumes: Vec<Arc<VolumeShared>> = options.volumes.iter().zip(bases).map(share).collect();
+        let volumes: Vec<Arc<VolumeShared>> =
+            options.volumes.iter().zip(bases).zip(&blocks).map(share).collect();
         let bdevs: Vec<Arc<Bdev>> = volumes
             .iter()
             .map(|volume| volume::create(volume.clone(), identity(&[&options.name, &volume.name])))
@@ -169,6 +170,7 @@ impl Groups {
             quota: Arc::new(Quota::new(limit)),
             peer_timeout: options.peer_timeout,
             observer: self.observer.clone(),
+            watches: OnceLock::new(),
             committed: AtomicU64::new(record.committed.0),
         });
         let built = self.build(&fixed, store, record);
@@ -182,6 +184,7 @@ impl Groups {
         let (serial, volumes) = (fixed.serial, fixed.volumes.clone());
         let shard = move || Shard::create(serial, &volumes, home::shard_listener(serial)).map(|_| ());
         self.reactors.call_all(SOON, shard)?.into_iter().collect::<Result<(), _>>()?;
+        let _ = fixed.watches.set(sizes::watch(fixed, &self.reactors));
         let shared = fixed.clone();
         let install = move || -> Result<(), ReplicationError> {
             let no_memory =
@@ -224,6 +227,7 @@ impl Groups {
                 tracing::error!("group `{}`: removing `{}`: {error}", fixed.name, bdev.name());
             }
         }
+        sizes::unwatch(fixed, fixed.watches.get().map_or(&[], Vec::as_slice));
         let serial = fixed.serial;
         let uninstall = move || {
             if let Some(home) = home_of(serial) {
@@ -291,6 +295,7 @@ impl Groups {
     /// A primary: connects and brings the disks in step, as told; a secondary: waits for its primary.
     pub fn start(&self, name: &str, sync: SyncMode) -> Result<(), ReplicationError> {
         let fixed = self.fixed(name)?;
+        sizes::check(&fixed)?;
         if let Some(options) = primary(&fixed.role) {
             let (serial, ack, policy) = (fixed.serial, options.ack, options.on_link_loss);
             let fresh = self.reactors.call(HOME, SOON, move || {
@@ -454,9 +459,10 @@ impl Groups {
                     (group.state().name(), group.record().promoted, group.record().newest)
                 }
             };
-            Some((state, promoted, newest, home.record(), error, control.is_some(), sent))
+            let sizes = home.known_peer_disks();
+            Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes))
         };
-        let (state, is_primary, newest, record, error, connected, control_sent) = self
+        let (state, is_primary, newest, record, error, connected, control_sent, peer_disks) = self
             .reactors
             .call(HOME, SOON, at_home)?
             .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
@@ -469,13 +475,10 @@ impl Groups {
                 / u64::from(fixed.reactors.max(1)),
             total_bytes: total,
         });
-        let volume = |(bdev, shared): (&Arc<Bdev>, &Arc<VolumeShared>)| VolumeInfo {
-            name: bdev.name().to_string(),
-            bdev: shared.base.name().to_string(),
-            uuid: bdev.uuid(),
-            num_blocks: bdev.num_blocks(),
-            block_size: bdev.block_size(),
-        };
+        let peers = peer_disks.into_iter().chain(std::iter::repeat(None));
+        let volumes: Vec<VolumeInfo> =
+            fixed.bdevs.iter().zip(&fixed.volumes).zip(peers).map(sizes::describe).collect();
+        let error = sizes::complaint(&volumes).or(error);
         let (ack, policy, peer) = match &options.role {
             RoleOptions::Primary(p) => (ack_name(p.ack), policy_name(p.on_link_loss), p.peer),
             RoleOptions::Secondary(s) => ("", "", s.listen),
@@ -490,7 +493,7 @@ impl Groups {
             generation: record.generation.0,
             ack,
             on_link_loss: policy,
-            volumes: fixed.bdevs.iter().zip(&fixed.volumes).map(volume).collect(),
+            volumes,
             peer: peer.to_string(),
             connected,
             sent_bytes: sum(|u| u.sent_bytes) + control_sent,
@@ -527,6 +530,7 @@ fn keep(role: &mut RoleOptions, changes: Changes) {
 
 fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
     let milliseconds = |duration: Duration| duration.as_millis() as u32;
+    let sizes = sizes::of(fixed);
     match &fixed.role {
         RoleOptions::Primary(options) => Machine::Primary(PrimaryGroup::new(
             PrimaryGroupConfig {
@@ -536,6 +540,7 @@ fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
                 connect_timeout_ms: milliseconds(CONNECT_TIMEOUT),
             },
             record,
+            &sizes,
         )),
         RoleOptions::Secondary(_) => Machine::Secondary(SecondaryGroup::new(
             SecondaryGroupConfig {
@@ -544,20 +549,22 @@ fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
                 failover_timeout_ms: milliseconds(FAILOVER_TIMEOUT),
             },
             record,
+            &sizes,
         )),
     }
 }
 
-/// What the metadata file says of this group, and of this node.
+/// What the metadata file says of this group, of this node, and of the volumes' sizes in blocks.
 fn recorded(
     store: &Store,
     uuid: Uuid,
     options: &GroupOptions,
     bases: &[Arc<Bdev>],
-) -> Result<(GroupRecord, Uuid), ReplicationError> {
+) -> Result<(GroupRecord, Uuid, Vec<u64>), ReplicationError> {
     let Some(record) = store.record() else {
         let fresh = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
-        return Ok((fresh, Uuid::from_u64_pair(claim::nonce(), claim::nonce())));
+        let blocks = bases.iter().map(|base| base.num_blocks()).collect();
+        return Ok((fresh, Uuid::from_u64_pair(claim::nonce(), claim::nonce()), blocks));
     };
     let other = |text: String| Err(ReplicationError::OtherGroup(text));
     if record.group != uuid {
@@ -570,8 +577,16 @@ fn recorded(
         if known.name != volume.name {
             return other(format!("its volume is `{}`, not `{}`", known.name, volume.name));
         }
-        if (known.num_blocks, known.block_size) != (base.num_blocks(), base.block_size()) {
-            return other(format!("its volume `{}` had another size", known.name));
+        if known.block_size != base.block_size() {
+            return other(format!("its volume `{}` had blocks of {} bytes", known.name, known.block_size));
+        }
+        if base.num_blocks() < known.num_blocks {
+            let (has, needs) = (base.num_blocks(), known.num_blocks);
+            return Err(ReplicationError::Invalid(format!(
+                "volume `{}` has {needs} blocks, and `{}` only {has}: grow it to what it was, or give the right disk",
+                known.name,
+                base.name()
+            )));
         }
     }
     // One that was promoted and did not finish is an inconsistent follower now: there is nothing to serve.
@@ -585,6 +600,7 @@ fn recorded(
             promoted,
         },
         record.node,
+        record.volumes.iter().map(|volume| volume.num_blocks).collect(),
     ))
 }
 

@@ -4,6 +4,7 @@
 //!   takes and gives. Its calls wait, at most as long as the command's deadline.
 //! * `home`: the group machine on the group's home reactor ([`HOME`]), with its timers, its durable record and its
 //!   control connection. Orders go to the shards of all reactors (`orders`) as messages, and come back as messages.
+//! * `sizes` brings the sizes of disks and volumes to the machine and from it.
 //! * `dial` is the primary's way to a session, `accept` the secondary's; both end in data connections that are given
 //!   to the shards.
 
@@ -14,6 +15,7 @@ mod home;
 mod list;
 mod options;
 mod orders;
+mod sizes;
 
 pub use list::Groups;
 pub use options::*;

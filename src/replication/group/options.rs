@@ -87,6 +87,12 @@ pub struct VolumeInfo {
     pub uuid: Uuid,
     pub num_blocks: u64,
     pub block_size: u32,
+    /// Of the disk below.
+    pub base_num_blocks: u64,
+    /// A primary knows what the peer's disk has, from its first session on.
+    pub peer_base_num_blocks: Option<u64>,
+    /// What to do for the volume to grow.
+    pub notice: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Serialize)]

@@ -48,9 +48,9 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         ToStripes::Fence => shard.fence(),
         ToStripes::SetAck(ack) => shard.set_ack(ack),
         ToStripes::SetOnLinkLoss(policy) => shard.set_on_link_loss(policy),
-        ToStripes::Begin { generation, base } => {
+        ToStripes::Begin { generation, base, volume_bytes } => {
             let made = fixed.become_secondary(shard, generation, base);
-            shard.begin(generation, base);
+            shard.begin(generation, base, &volume_bytes);
             tell(serial, move |home| home.secondary(|group, out| group.done(made, out)));
         }
         ToStripes::Prepare { epoch, lasts } => {
@@ -64,6 +64,14 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         ToStripes::Settle { epoch } => shard.settle(epoch),
         ToStripes::Commit { epoch } => {
             shard.commit(epoch);
+            tell(serial, |home| home.secondary(|group, out| group.done(true, out)));
+        }
+        ToStripes::Extend { volume, bytes } => {
+            let room = shard.extend(volume, bytes);
+            tell(serial, move |home| home.secondary(|group, out| group.done(room, out)));
+        }
+        ToStripes::Resize { volume, bytes } => {
+            shard.resize(volume, bytes);
             tell(serial, |home| home.secondary(|group, out| group.done(true, out)));
         }
         ToStripes::Abort => shard.abort(),

@@ -26,6 +26,8 @@ pub struct VolumeIdentity {
     pub uuid: Uuid,
     pub name: String,
     pub size_bytes: u64,
+    /// Of the disk below.
+    pub disk_bytes: u64,
     pub block_bytes: u32,
 }
 
@@ -55,6 +57,7 @@ impl HelloBody {
                 uuid: Uuid::from_bytes(v.volume),
                 name: name(&v.name, v.name_len)?,
                 size_bytes: v.size_bytes.get(),
+                disk_bytes: v.disk_bytes.get(),
                 block_bytes: v.block_bytes.get(),
             })
         });
@@ -90,6 +93,7 @@ impl HelloBody {
                 block_bytes: U32::new(volume.block_bytes),
                 name_len,
                 reserved: [0; 3],
+                disk_bytes: U64::new(volume.disk_bytes),
                 name,
             };
             bytes.extend_from_slice(record.as_bytes());

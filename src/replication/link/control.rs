@@ -1,10 +1,10 @@
 //! What the group machines of two nodes say to each other, on the wire and back.
 
 use super::body::LastSequence;
-use super::message::{Header, Message, Outcome, WireError};
+use super::message::{Header, Message, Ordered, Outcome, WireError};
 use crate::env::Buf;
-use crate::replication::Generation;
 use crate::replication::core::{Control, Ended, Last};
+use crate::replication::{Epoch, Generation, Sequence};
 
 fn outcome(ended: Ended) -> Outcome {
     match ended {
@@ -30,6 +30,11 @@ fn ended(outcome: Outcome) -> Ended {
     }
 }
 
+/// The size of something of a volume; it has no place among the writes.
+fn size(generation: Generation, volume: u16, bytes: u64) -> Ordered {
+    Ordered { generation, epoch: Epoch(0), sequence: Sequence(0), volume, value: bytes }
+}
+
 /// A control message and its payload, for [`super::Connection::send_bytes`].
 pub fn encode_control(generation: Generation, control: &Control) -> (Message, Vec<u8>) {
     let message = match *control {
@@ -53,6 +58,9 @@ pub fn encode_control(generation: Generation, control: &Control) -> (Message, Ve
         }
         Control::Abort { epoch } => Message::Abort { generation, epoch },
         Control::Aborted { epoch, ended } => Message::Aborted { generation, epoch, outcome: outcome(ended) },
+        Control::Extend { volume, bytes } => Message::Extend(size(generation, volume, bytes)),
+        Control::Resize { volume, bytes } => Message::Resize(size(generation, volume, bytes)),
+        Control::DiskSize { volume, bytes } => Message::DiskSize(size(generation, volume, bytes)),
     };
     (message, Vec::new())
 }
@@ -83,6 +91,15 @@ pub fn parse_control(header: &Header, payload: &[Buf]) -> Result<Option<(Generat
         Message::Aborted { generation, epoch, outcome } => {
             (generation, Control::Aborted { epoch, ended: ended(outcome) })
         }
+        Message::Extend(Ordered { generation, volume, value, .. }) => {
+            (generation, Control::Extend { volume, bytes: value })
+        }
+        Message::Resize(Ordered { generation, volume, value, .. }) => {
+            (generation, Control::Resize { volume, bytes: value })
+        }
+        Message::DiskSize(Ordered { generation, volume, value, .. }) => {
+            (generation, Control::DiskSize { volume, bytes: value })
+        }
         _ => return Ok(None),
     }))
 }
@@ -91,7 +108,6 @@ pub fn parse_control(header: &Header, payload: &[Buf]) -> Result<Option<(Generat
 mod tests {
     use super::*;
     use crate::replication::link::parse;
-    use crate::replication::{Epoch, Sequence};
 
     #[test]
     fn every_control_message_survives_the_wire() {
@@ -106,6 +122,9 @@ mod tests {
             Control::Prepare { epoch, timeout_ms: 500, lasts: Vec::new() },
             Control::Commit { epoch },
             Control::Abort { epoch },
+            Control::Extend { volume: 1, bytes: 1 << 40 },
+            Control::Resize { volume: 2, bytes: 1 << 41 },
+            Control::DiskSize { volume: 63, bytes: u64::MAX },
         ];
         for &outcome in Outcome::ALL {
             let ended = ended(outcome);

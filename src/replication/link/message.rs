@@ -196,14 +196,14 @@ pub struct Write {
     pub sync_copy: bool,
 }
 
-/// An event with a place in the stream of writes: flush, resize.
+/// A flush, which has a place in the stream of writes, or the size of something of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ordered {
     pub generation: Generation,
     pub epoch: Epoch,
     pub sequence: Sequence,
     pub volume: u16,
-    /// Resize: the new size in bytes. Flush: 0.
+    /// A size in bytes. Flush: 0.
     pub value: u64,
 }
 
@@ -239,6 +239,8 @@ pub enum Message {
     Write(Write),
     Flush(Ordered),
     Resize(Ordered),
+    Extend(Ordered),
+    DiskSize(Ordered),
     Acks(Acks),
     Prepare { generation: Generation, epoch: Epoch, timeout_ms: u32, lanes: u16 },
     Prepared { generation: Generation, epoch: Epoch, outcome: Outcome },
@@ -272,6 +274,8 @@ impl Message {
             Message::Write(_) => kind::WRITE,
             Message::Flush(_) => kind::FLUSH,
             Message::Resize(_) => kind::RESIZE,
+            Message::Extend(_) => kind::EXTEND,
+            Message::DiskSize(_) => kind::DISK_SIZE,
             Message::Acks(_) => kind::ACKS,
             Message::Prepare { .. } => kind::PREPARE,
             Message::Prepared { .. } => kind::PREPARED,
@@ -356,14 +360,16 @@ impl Message {
                 volume: U16::new(w.volume),
                 reserved: [0; 10],
             }),
-            Message::Flush(o) | Message::Resize(o) => zerocopy::transmute!(RawOrdered {
-                generation: U64::new(o.generation.0),
-                epoch: U64::new(o.epoch.0),
-                sequence: U64::new(o.sequence.0),
-                value: U64::new(o.value),
-                volume: U16::new(o.volume),
-                reserved: [0; 14],
-            }),
+            Message::Flush(o) | Message::Resize(o) | Message::Extend(o) | Message::DiskSize(o) => {
+                zerocopy::transmute!(RawOrdered {
+                    generation: U64::new(o.generation.0),
+                    epoch: U64::new(o.epoch.0),
+                    sequence: U64::new(o.sequence.0),
+                    value: U64::new(o.value),
+                    volume: U16::new(o.volume),
+                    reserved: [0; 14],
+                })
+            }
             Message::Acks(a) => zerocopy::transmute!(RawAcks {
                 generation: U64::new(a.generation.0),
                 epoch: U64::new(a.epoch.0),
@@ -508,7 +514,7 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 sync_copy: flags & flag::SYNC_COPY != 0,
             })
         }
-        kind::FLUSH | kind::RESIZE => {
+        kind::FLUSH | kind::RESIZE | kind::EXTEND | kind::DISK_SIZE => {
             let b: &RawOrdered = read(&raw.body);
             let ordered = Ordered {
                 generation: Generation(b.generation.get()),
@@ -517,7 +523,12 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 volume: b.volume.get(),
                 value: b.value.get(),
             };
-            if kind == kind::FLUSH { Message::Flush(ordered) } else { Message::Resize(ordered) }
+            match kind {
+                kind::FLUSH => Message::Flush(ordered),
+                kind::RESIZE => Message::Resize(ordered),
+                kind::EXTEND => Message::Extend(ordered),
+                _ => Message::DiskSize(ordered),
+            }
         }
         kind::ACKS => {
             let b: &RawAcks = read(&raw.body);

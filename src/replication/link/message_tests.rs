@@ -81,7 +81,7 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             sent_ns: n[3],
         })
     };
-    let hello_len = |h: &Hello| 112 + u32::from(h.volumes) * 96;
+    let hello_len = |h: &Hello| 112 + u32::from(h.volumes) * 104;
     let step =
         (ids(), code(Outcome::ALL), 0..8u8).prop_map(|((generation, epoch), outcome, which)| match which {
             0 => Message::Prepared { generation, epoch, outcome },
@@ -108,6 +108,8 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
         beat().prop_map(|b| (Message::HeartbeatReply(b), 0)),
         ordered().prop_map(|o| (Message::Flush(o), 0)),
         ordered().prop_map(|o| (Message::Resize(o), 0)),
+        ordered().prop_map(|o| (Message::Extend(o), 0)),
+        ordered().prop_map(|o| (Message::DiskSize(o), 0)),
         acks.prop_map(|a| (Message::Acks(a), u32::from(a.entries) * 16)),
         (ids(), any::<u32>(), 0..=LANES_MAX).prop_map(|((generation, epoch), timeout_ms, lanes)| {
             (Message::Prepare { generation, epoch, timeout_ms, lanes }, u32::from(lanes) * 16)
@@ -166,6 +168,7 @@ proptest! {
             uuid: uuid::Uuid::from_u64_pair(n, 1),
             name: name.clone(),
             size_bytes: n,
+            disk_bytes: n ^ 1,
             block_bytes: 512,
         };
         let body = HelloBody {

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the format. A change of any layout raises it; the frame itself, `Refusal` and the first 12 bytes of the
 /// hello bodies stay as they are for ever, so that two versions can tell each other what is wrong.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// Opens the body of every hello: "LOCKSTEP" as the bytes stand on the wire.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCKSTEP");
@@ -57,6 +57,8 @@ pub mod kind {
     pub const BEGIN: u8 = 0x30;
     pub const SYNC_END: u8 = 0x31;
     pub const RESIZE: u8 = 0x32;
+    pub const EXTEND: u8 = 0x33;
+    pub const DISK_SIZE: u8 = 0x34;
 }
 
 /// Bits of [`RawHeader::flags`].
@@ -103,7 +105,7 @@ pub struct RawWrite {
     pub reserved: [u8; 10],
 }
 
-/// Body of Flush, and of Resize, where `value` is the new size in bytes.
+/// Body of Flush, and of Resize, Extend and DiskSize, where `value` is the size in bytes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawOrdered {
@@ -236,6 +238,8 @@ pub struct RawVolume {
     pub block_bytes: U32,
     pub name_len: u8,
     pub reserved: [u8; 3],
+    /// Of the disk below the volume, which may be larger than the volume.
+    pub disk_bytes: U64,
     pub name: [u8; NAME_BYTES_MAX + 1],
 }
 
@@ -257,7 +261,8 @@ const _: () = {
     assert!(size_of::<RawHello>() == BODY_BYTES && offset_of!(RawHello, generation) == 16);
     assert!(size_of::<RawDataHello>() == BODY_BYTES && offset_of!(RawDataHello, group) == 32);
     assert!(size_of::<RawGroup>() == 112 && offset_of!(RawGroup, name) == 48);
-    assert!(size_of::<RawVolume>() == 96 && offset_of!(RawVolume, name) == 32);
+    assert!(size_of::<RawVolume>() == 104 && offset_of!(RawVolume, disk_bytes) == 32);
+    assert!(offset_of!(RawVolume, name) == 40);
 };
 
 /// Longest payload of a control message: a hello with all its volumes, or a Prepare with all its lanes.

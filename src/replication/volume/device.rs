@@ -17,6 +17,7 @@ use super::payload;
 use super::piece::Piece;
 use crate::bdev::{Bdev, BdevError, BdevOptions, Channel, Device, DeviceChannel, Io, IoError, IoOwner, Op};
 use crate::reactor;
+use crate::replication::buffer::index::GRANULES_MAX;
 use crate::replication::core::{Geometry, STRIPE_BYTES};
 
 /// Boxes that a channel keeps for reuse: as many as a deep queue needs.
@@ -29,6 +30,8 @@ pub struct VolumeShared {
     pub name: String,
     pub group: String,
     pub base: Arc<Bdev>,
+    /// The volume's size; the disk below may have more.
+    blocks: AtomicU64,
     /// Reactors of the node, which deal the stripes out among themselves.
     pub owners: u16,
     /// Bytes of a granule of the disk buffer.
@@ -40,6 +43,7 @@ impl VolumeShared {
         name: &str,
         group: &str,
         base: Arc<Bdev>,
+        blocks: u64,
         owners: u16,
         granule_bytes: u32,
     ) -> Arc<VolumeShared> {
@@ -49,15 +53,33 @@ impl VolumeShared {
             name: name.to_string(),
             group: group.to_string(),
             base,
+            blocks: AtomicU64::new(blocks),
             owners,
             granule_bytes,
         })
     }
 
+    pub fn num_blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire)
+    }
+
+    /// The volume's size from now on, for machines that are made later; those that there are were told.
+    pub fn set_num_blocks(&self, blocks: u64) {
+        self.blocks.store(blocks, Ordering::Release);
+    }
+
+    /// What of the disk below a volume could have.
+    pub fn disk_bytes(&self) -> u64 {
+        let most = GRANULES_MAX.saturating_mul(u64::from(self.granule_bytes));
+        self.base
+            .size_bytes()
+            .min(most / u64::from(self.base.block_size()) * u64::from(self.base.block_size()))
+    }
+
     /// How the calling reactor measures the volume.
     pub fn geometry(&self, owner: u16) -> Geometry {
         Geometry {
-            blocks: self.base.num_blocks(),
+            blocks: self.num_blocks(),
             block_bytes: self.base.block_size(),
             granule_blocks: (self.granule_bytes / self.base.block_size()).max(1),
             owners: self.owners,
@@ -70,14 +92,14 @@ struct Volume {
     shared: Arc<VolumeShared>,
 }
 
-/// Makes the bdev of a volume, of the base's size and the given identity.
+/// Makes the bdev of a volume, of the given identity.
 pub fn create(shared: Arc<VolumeShared>, uuid: Uuid) -> Result<Arc<Bdev>, BdevError> {
     let options = BdevOptions {
         name: shared.name.clone(),
         aliases: Vec::new(),
         uuid,
         block_size: shared.base.block_size(),
-        num_blocks: shared.base.num_blocks(),
+        num_blocks: shared.num_blocks(),
     };
     Bdev::new(options, Box::new(Volume { shared }))
 }

@@ -153,6 +153,19 @@ impl GranuleMaps<Blocks> for Maps {
         self.buffer.unpin(bytes);
     }
 
+    fn extend(&mut self, blocks: u64) -> Result<(), BufferFull> {
+        self.buffer.extend(self.at(blocks)).map_err(|_| BufferFull)
+    }
+
+    fn complete(&mut self, range: Range, data: &Data<Blocks>, from: u32) -> Result<(), BufferFull> {
+        let (bytes, at) = (self.bytes(range), self.at(from.into()) as usize);
+        let content = match data {
+            Data::Bytes(blocks) => Some(blocks.bufs()),
+            Data::Zeroes => None,
+        };
+        self.buffer.complete(bytes, content, at).map_err(|_| BufferFull)
+    }
+
     fn fullness(&self) -> u8 {
         self.buffer.used_percent().min(100) as u8
     }

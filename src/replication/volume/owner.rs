@@ -137,6 +137,10 @@ impl Owner {
         owner
     }
 
+    pub fn blocks(&self, bytes: u64) -> u64 {
+        bytes / u64::from(self.block_bytes)
+    }
+
     /// The volume is deleted: pieces that come now are refused.
     pub fn forget(&self) {
         OWNERS.with(|o| o.borrow_mut().remove(&self.shared.serial));

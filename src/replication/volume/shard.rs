@@ -186,7 +186,7 @@ impl Shard {
         let hung_ticks = (hung.as_millis() / TICK.as_millis()).clamp(1, u128::from(u32::MAX)) as u32;
         for owner in self.owners() {
             let geometry = owner.shared.geometry(self.here as u16);
-            let volume_bytes = owner.shared.base.size_bytes();
+            let volume_bytes = geometry.blocks * u64::from(geometry.block_bytes);
             let buffers = DiskBuffer::new(
                 owner.shared.granule_bytes,
                 volume_bytes,
@@ -234,6 +234,26 @@ impl Shard {
         for owner in self.owners() {
             owner.secondary(|machine, out| f(machine, out));
         }
+    }
+
+    // ---- the size of a volume, for either role
+
+    /// Makes room for more of a volume. A primary copies what is new; a secondary tells whether it has the room.
+    pub fn extend(&self, volume: u16, bytes: u64) -> bool {
+        let Some(owner) = self.owner(volume) else { return false };
+        let blocks = owner.blocks(bytes);
+        let mut room = true;
+        owner.primary(|machine, out| machine.extend(blocks, out));
+        owner.secondary(|machine, _| room = machine.extend(blocks).is_ok());
+        room
+    }
+
+    /// The volume has this size from now on.
+    pub fn resize(&self, volume: u16, bytes: u64) {
+        let Some(owner) = self.owner(volume) else { return };
+        let blocks = owner.blocks(bytes);
+        owner.primary(|machine, _| machine.resize(blocks));
+        owner.secondary(|machine, _| machine.resize(blocks));
     }
 
     // ---- orders to a primary
@@ -302,10 +322,12 @@ impl Shard {
 
     // ---- orders to a secondary
 
-    /// A session begins.
-    pub fn begin(&self, generation: Generation, base: Epoch) {
+    /// A session begins, with the volumes' sizes in their order.
+    pub fn begin(&self, generation: Generation, base: Epoch, volume_bytes: &[u64]) {
         self.lanes.set_generation(generation);
-        self.secondaries(|machine, _| machine.begin(generation, base));
+        for (owner, bytes) in self.owners().iter().zip(volume_bytes) {
+            owner.secondary(|machine, _| machine.begin(generation, base, owner.blocks(*bytes)));
+        }
     }
 
     /// Tells when every write of the epoch has arrived here and is accounted for.

@@ -10,13 +10,15 @@ use crate::bdev::testing::{Outcome, Req, SOON, options, reactors, run, run_one, 
 use crate::bdev::{Bdev, IoError, Op, ram};
 use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
-use crate::replication::core::{AckMode, Keep, OnLinkLoss, STRIPE_BYTES, Session};
+use crate::replication::core::{AckMode, Keep, OnLinkLoss, STRIPE_BYTES, Session, StripeEvent};
 use crate::replication::link::Connection;
 use crate::replication::{Epoch, Generation, Sequence};
 
 const BLOCK: usize = 4096;
 /// Three stripes, so that two reactors share them.
 const BLOCKS: u64 = 3 * STRIPE_BYTES / BLOCK as u64;
+/// The disks have more: two stripes, the last one not a whole one.
+const DISK_BLOCKS: u64 = BLOCKS + 2 * STRIPE_BYTES / BLOCK as u64 - 77;
 const GROUP: u64 = 1;
 
 struct TestNode {
@@ -29,8 +31,8 @@ struct TestNode {
 impl TestNode {
     fn new(count: usize, buffer_bytes: u64, primary: bool) -> TestNode {
         let reactors = reactors(count);
-        let base = ram::create(options("Disk0", BLOCKS, BLOCK as u32)).expect("disk");
-        let shared = VolumeShared::new("v0", "g0", base.clone(), reactors.count() as u16, 4096);
+        let base = ram::create(options("Disk0", DISK_BLOCKS, BLOCK as u32)).expect("disk");
+        let shared = VolumeShared::new("v0", "g0", base.clone(), BLOCKS, reactors.count() as u16, 4096);
         let volume = create(shared.clone(), uuid::Uuid::new_v4()).expect("volume");
         let quota = Arc::new(Quota::new(buffer_bytes));
         let events: Arc<Mutex<Vec<ShardEvent>>> = Arc::default();
@@ -44,7 +46,7 @@ impl TestNode {
             } else {
                 let hung = Duration::from_secs(5);
                 shard.become_secondary(true, &quota, hung, Generation(1), Epoch(0)).expect("secondary");
-                shard.begin(Generation(1), Epoch(0));
+                shard.begin(Generation(1), Epoch(0), &[BLOCKS * BLOCK as u64]);
             }
         };
         reactors.call_all(SOON, make).expect("shards");
@@ -68,8 +70,10 @@ impl TestNode {
     }
 
     fn image(&self, bdev: &Arc<Bdev>) -> Vec<u8> {
+        // Of a disk as much as the volume has.
+        let blocks = self.volume.num_blocks();
         let reads =
-            (0..BLOCKS).step_by(256).map(|lba| Req::read(lba, 256.min(BLOCKS - lba), BLOCK)).collect();
+            (0..blocks).step_by(256).map(|lba| Req::read(lba, 256.min(blocks - lba), BLOCK)).collect();
         let outcomes = run(&self.reactors, 0, bdev, reads);
         assert!(outcomes.iter().all(|o| o.result.is_ok()), "reading the image");
         outcomes.into_iter().flat_map(|o| o.data).collect()
@@ -183,6 +187,46 @@ fn a_checkpoint_moves_the_view_and_drops_the_secondarys_own_writes() {
     pair.assert_same("after the checkpoint");
     pair.write(0, Req::write(0, 8, BLOCK, 2));
     assert_eq!(pair.view(Req::read(0, 8, BLOCK)).data, vec![1; 8 * BLOCK]);
+}
+
+#[test]
+fn a_volume_grows_on_every_reactor_of_both_nodes() {
+    let mut pair = TestPair::new(2, 2);
+    let old = pair.write(0, Req::write(BLOCKS - 1, 1, BLOCK, 4));
+    assert_eq!(old.result, Ok(()));
+    let behind = Req::write(BLOCKS, DISK_BLOCKS - BLOCKS, BLOCK, 0x6E);
+    assert_eq!(run_one(&pair.primary.reactors, 0, &pair.primary.base, behind).result, Ok(()));
+    let bytes = DISK_BLOCKS * BLOCK as u64;
+    assert_eq!(pair.secondary.on_all(move |shard| shard.extend(0, bytes)), [true, true]);
+    pair.primary.on_all(move |shard| shard.extend(0, bytes));
+    let end = Instant::now() + SOON;
+    let copied =
+        |event: &&ShardEvent| matches!(event, ShardEvent::Stripe { event: StripeEvent::Extended, volume: 0 });
+    while pair.primary.events.lock().expect("events").iter().filter(copied).count() < 2 {
+        assert!(Instant::now() < end, "not copied");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for node in [&pair.secondary, &pair.primary] {
+        node.on_all(move |shard| shard.resize(0, bytes));
+        node.volume.resize(DISK_BLOCKS).expect("larger");
+    }
+    let new = pair.view(Req::read(DISK_BLOCKS - 256, 256, BLOCK));
+    assert_eq!((new.result, new.data), (Ok(()), vec![0x6E; 256 * BLOCK]), "as it was when the volume grew");
+    for lba in [BLOCKS - 2, BLOCKS + STRIPE_BYTES / BLOCK as u64 - 2, DISK_BLOCKS - 4] {
+        assert_eq!(pair.write(lba as usize, Req::write(lba, 4, BLOCK, 0x6F)).result, Ok(()));
+    }
+    assert_eq!(
+        pair.view(Req::read(DISK_BLOCKS - 4, 4, BLOCK)).data,
+        vec![0x6E; 4 * BLOCK],
+        "until it commits"
+    );
+    pair.checkpoint();
+    pair.assert_same("after the checkpoint");
+    pair.write(1, Req::write(DISK_BLOCKS - 40, 40, BLOCK, 0x70));
+    let expected = pair.secondary.image(&pair.secondary.volume);
+    pair.promote(Keep::Checkpoint);
+    pair.wait_until_drained();
+    assert!(pair.secondary.image(&pair.secondary.base) == expected, "the roll-back reaches the new end");
 }
 
 #[test]

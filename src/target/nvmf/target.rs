@@ -19,7 +19,7 @@ use crate::nvme::fabrics::CNTLID_MAX;
 use crate::nvme::identify_ns::NamespaceIds;
 use crate::nvme::log::AnaState;
 use crate::nvme::nqn::{self, DISCOVERY_NQN};
-use crate::reactor::{self, Parcel, ReactorSet};
+use crate::reactor::{self, ReactorSet, parcel};
 
 /// How long a reactor may take to hear of a change: many times its longest turn.
 const CALL_DEADLINE: Duration = Duration::from_secs(5);
@@ -492,19 +492,6 @@ impl Target {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
-}
-
-/// A closure as a message.
-struct Tell<F>(F);
-
-impl<F: FnOnce() + Send> Parcel for Tell<F> {
-    fn deliver(self: Box<Self>) {
-        (self.0)()
-    }
-}
-
-fn parcel(f: impl FnOnce() + Send + 'static) -> Box<dyn Parcel> {
-    Box::new(Tell(f))
 }
 
 /// A listening socket, and the address it really has.
