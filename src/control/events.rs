@@ -29,6 +29,7 @@ pub const TYPES: &[&str] = &[
     "replication_promoted",
     "replication_resize_failed",
     "replication_resized",
+    "replication_start_failed",
     "replication_sync_failed",
     "replication_sync_finished",
     "replication_sync_started",

@@ -5,17 +5,17 @@
 
 use super::patiently;
 use crate::control::error::RpcError;
-use crate::control::node::Node;
+use crate::control::node::{Node, State};
 use crate::control::params::{choice, params};
 use crate::control::registry::{Callable, Family, Method};
 use crate::control::saved::call;
-use crate::replication::Epoch;
 use crate::replication::core::{AckMode, GroupError, Keep, OnLinkLoss, SyncMode};
 use crate::replication::group::{
-    Changes, GroupInfo, GroupOptions, PEER_TIMEOUT, PrimaryOptions, ReplicationError, RoleOptions,
-    SecondaryOptions, VolumeOptions,
+    Changes, GroupInfo, GroupOptions, PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS, PEER_TIMEOUT_MS,
+    PrimaryOptions, ReplicationError, RoleOptions, START_TIMEOUT_MS, SecondaryOptions, VolumeOptions,
 };
 use crate::replication::metadata::MetadataError;
+use crate::replication::{Epoch, Generation};
 use rustix::io::Errno;
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -181,6 +181,12 @@ params! {
         buffer_limit_mb: Option<u64>,
         /// Secondary: what is kept of a write is a multiple of this, KiB, a power of two up to 1024. Default: 4.
         granule_kb: Option<u32>,
+        /// A peer of which nothing was heard for so long counts as lost, ms, 1000 to 60000. Default: 5000.
+        peer_timeout_ms: Option<u32>,
+        /// Secondary: the generation in which this node took over, as a saved configuration tells it after a failover.
+        /// The group is then made only if the metadata file confirms it, so that a node that lost the file does not
+        /// become a secondary again, and be overwritten. Default: not known.
+        promoted_generation: Option<u64>,
     }
 }
 
@@ -200,6 +206,9 @@ params! {
         /// `full` copies the primary's volumes to the secondary while they are in use; `none` is for disks that are
         /// known to be equal. The primary's word counts. Default: `full`.
         sync: Option<Sync>,
+        /// Primary: how long to wait for the peer's answer, ms, 600000 at most; 0 is not at all. After that the call
+        /// fails, and the attempts go on all the same. Default: 10000, and 0 while a configuration is being loaded.
+        timeout_ms: Option<u32>,
     }
 }
 
@@ -269,6 +278,8 @@ params! {
         checkpoint_interval_ms: Option<u32>,
         /// Secondary: most memory for the disk buffer, MiB.
         buffer_limit_mb: Option<u64>,
+        /// A peer of which nothing was heard for so long counts as lost, ms, 1000 to 60000.
+        peer_timeout_ms: Option<u32>,
     }
 }
 
@@ -307,7 +318,7 @@ pub fn family() -> Family {
                     (-17, "a group or bdev of this name exists"),
                     (-19, "no bdev has the name of a disk"),
                     (-1, "a disk is in use; the message names by what"),
-                    (-22, "a parameter is not possible"),
+                    (-22, "a parameter is not possible, or not with what the metadata file says; the message tells"),
                     (-98, "the address is in use"),
                     (-16, "the metadata file is in use"),
                     (-5, "the metadata file cannot be used"),
@@ -320,11 +331,14 @@ pub fn family() -> Family {
             Method::new("replication_start", Callable::Runtime, start)
                 .summary(
                     "Begins to replicate. On the primary it returns when the peer has answered; the full copy goes on \
-                     after that, its progress is in `replication_get_groups`. On the secondary it returns at once.",
+                     after that, its progress is in `replication_get_groups`. A peer that is not there yet is waited for: \
+                     the group is `connecting`, with growing pauses of 5 s at most between attempts, until \
+                     `replication_stop` or `replication_group_delete`, also after this call has failed with -110. On the \
+                     secondary it returns at once; on one that took over it changes nothing.",
                 )
                 .errors(&[
                     (-19, "no group has this name"),
-                    (-110, "the peer did not answer in time"),
+                    (-110, "the peer did not answer in time; the attempts go on"),
                     (-111, "the peer refuses; the message says why"),
                     (-22, "a disk is smaller than its volume, or `none` with volumes that are smaller on the peer"),
                     (-1, "the group is started already"),
@@ -334,7 +348,7 @@ pub fn family() -> Family {
                 .summary("Shows groups.")
                 .result(
                     "Array of `name`, `uuid`, `role`, `state`, `epoch`, `committed_epoch`, `generation`, `ack`, \
-                     `on_link_loss`, `volumes` (`name`, `bdev`, `uuid`, `num_blocks`, `block_size`, \
+                     `on_link_loss`, `peer_timeout_ms`, `volumes` (`name`, `bdev`, `uuid`, `num_blocks`, `block_size`, \
                      `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `notice`: what \
                      to do for the volume to grow, or null), `peer`, `connected`, \
                      `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
@@ -409,7 +423,7 @@ impl From<ReplicationError> for RpcError {
         let errno = match &error {
             ReplicationError::NotFound(_) => Errno::NODEV,
             ReplicationError::Exists(_) | ReplicationError::OtherGroup(_) => Errno::EXIST,
-            ReplicationError::Invalid(_) => Errno::INVAL,
+            ReplicationError::Invalid(_) | ReplicationError::Record(..) => Errno::INVAL,
             ReplicationError::Role(..) => Errno::OPNOTSUPP,
             ReplicationError::Group(error) | ReplicationError::Peer { error, .. } => errno_of(*error),
             ReplicationError::Bdev(error) => Errno::from_raw_os_error(error.errno()),
@@ -442,6 +456,7 @@ fn errno_of(error: GroupError) -> Errno {
 }
 
 fn create(node: &Arc<Node>, params: GroupCreate) -> Result<bool, RpcError> {
+    let peer_timeout_ms = peer_timeout(params.peer_timeout_ms.unwrap_or(PEER_TIMEOUT_MS))?;
     let role = match params.role {
         Role::Primary => primary(&params)?,
         Role::Secondary => secondary(&params)?,
@@ -453,7 +468,8 @@ fn create(node: &Arc<Node>, params: GroupCreate) -> Result<bool, RpcError> {
         volumes: volumes.collect(),
         metadata: PathBuf::from(params.metadata),
         role,
-        peer_timeout: PEER_TIMEOUT,
+        peer_timeout_ms,
+        promoted_generation: params.promoted_generation.map(Generation),
     };
     let in_use = |error: &ReplicationError| {
         matches!(error, ReplicationError::Metadata(MetadataError::InUse(_)) | ReplicationError::Listen(_))
@@ -468,6 +484,7 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("disk_buffer", params.disk_buffer.is_some()),
         ("buffer_limit_mb", params.buffer_limit_mb.is_some()),
         ("granule_kb", params.granule_kb.is_some()),
+        ("promoted_generation", params.promoted_generation.is_some()),
     ] {
         refuse_for("secondary", name, given)?;
     }
@@ -535,10 +552,35 @@ fn timeout(name: &str, value: u32) -> Result<u32, RpcError> {
     }
 }
 
+fn peer_timeout(value: u32) -> Result<u32, RpcError> {
+    match value {
+        PEER_TIMEOUT_MIN_MS..=PEER_TIMEOUT_MAX_MS => Ok(value),
+        _ => Err(RpcError::invalid_params(format!(
+            "'peer_timeout_ms' is {PEER_TIMEOUT_MIN_MS} to {PEER_TIMEOUT_MAX_MS} ms"
+        ))),
+    }
+}
+
 fn start(node: &Arc<Node>, params: Start) -> Result<bool, RpcError> {
     let sync = params.sync.unwrap_or(Sync::Full);
-    node.groups().start(&params.group, sync.mode())?;
-    node.started_groups().insert(params.group, sync);
+    // A node that starts must not depend on its peer's having started.
+    let default = if node.state() == State::Startup { 0 } else { START_TIMEOUT_MS };
+    let wait_ms = match params.timeout_ms.unwrap_or(default) {
+        0 => 0,
+        value => timeout("timeout_ms", value)?,
+    };
+    let outcome = node.groups().start(&params.group, sync.mode(), wait_ms);
+    let goes_on = match &outcome {
+        Ok(()) => true,
+        Err(ReplicationError::Group(error) | ReplicationError::Peer { error, .. }) => {
+            *error == GroupError::NoPeer
+        }
+        Err(_) => false,
+    };
+    if goes_on {
+        node.started_groups().insert(params.group, sync);
+    }
+    outcome?;
     Ok(true)
 }
 
@@ -616,6 +658,7 @@ fn set_options(node: &Arc<Node>, params: SetOptions) -> Result<bool, RpcError> {
             .buffer_limit_mb
             .map(|value| mebibytes("buffer_limit_mb", value))
             .transpose()?,
+        peer_timeout_ms: params.peer_timeout_ms.map(peer_timeout).transpose()?,
     };
     node.groups().set_options(&params.group, changes)?;
     Ok(true)
@@ -627,7 +670,8 @@ pub fn dump(node: &Node) -> Vec<Value> {
     let mut calls = Vec::new();
     for options in node.groups().options() {
         calls.push(call("replication_group_create", configured(&options)));
-        if let Some(sync) = started.get(&options.name) {
+        // One that took over waits for nobody.
+        if let Some(sync) = started.get(&options.name).filter(|_| options.promoted_generation.is_none()) {
             calls.push(call("replication_start", json!({"group": options.name, "sync": sync})));
         }
     }
@@ -638,7 +682,13 @@ fn configured(options: &GroupOptions) -> Value {
     let endpoint = |address: &SocketAddr| json!({"transport": TRANSPORT, "address": address.ip(), "port": address.port()});
     let volumes: Vec<Value> =
         options.volumes.iter().map(|volume| json!({"name": volume.name, "bdev": volume.bdev})).collect();
-    let mut params = json!({"name": options.name, "volumes": volumes, "metadata": options.metadata});
+    let mut params = json!({
+        "name": options.name,
+        "volumes": volumes,
+        "metadata": options.metadata,
+        "peer_timeout_ms": options.peer_timeout_ms,
+        "promoted_generation": options.promoted_generation.map(|generation| generation.0),
+    });
     let own = match &options.role {
         RoleOptions::Primary(primary) => json!({
             "role": Role::Primary,

@@ -223,7 +223,8 @@ pub enum GroupError {
     #[error("the link to the peer was lost")]
     LinkLost,
     #[error(
-        "the peer did not answer in time: check its address, that it runs, and that the group exists there"
+        "the peer did not answer in time; this node goes on trying until replication_stop. Check the peer's address, that \
+         it runs, and that the group exists there"
     )]
     NoPeer,
     #[error("the peer refuses this node for good")]
@@ -258,6 +259,8 @@ pub enum GroupEvent {
     SyncStarted,
     SyncFinished,
     SyncFailed,
+    /// The peer will not do, whatever is tried: the attempts ended.
+    StartFailed(GroupError),
     Committed(Epoch),
     CheckpointFailed(GroupError),
     PeerDiskFailed,

@@ -24,13 +24,14 @@ pub struct PrimaryGroupConfig {
     pub checkpoint_timeout_ms: u32,
     /// 0: only on command.
     pub checkpoint_interval_ms: u32,
-    /// How long a start waits for the peer.
-    pub connect_timeout_ms: u32,
+    /// How long a peer that was reached may take to be ready for the session.
+    pub begin_timeout_ms: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrimaryState {
     Stopped,
+    /// Tries to reach the peer, until it is there or the group is stopped.
     Connecting,
     /// Connected; waiting for the peer to be ready for the session.
     Beginning,
@@ -151,16 +152,21 @@ impl PrimaryGroup {
         }
     }
 
-    /// Begins a session with the peer.
-    pub fn start(&mut self, command: u64, sync: SyncMode, out: &mut Out) {
+    /// Begins a session with the peer, as soon as it is there. The command is answered when it is, or after `wait_ms`
+    /// with an error although the attempts go on; at once if that is 0.
+    pub fn start(&mut self, command: u64, sync: SyncMode, wait_ms: u32, out: &mut Out) {
         match self.state {
             PrimaryState::Stopped | PrimaryState::ResyncRequired => {}
             state => return reply(out, command, Err(GroupError::WrongState(state.name()))),
         }
         self.state = PrimaryState::Connecting;
         self.sync = sync;
-        self.starting = Some(command);
-        self.timers.arm(Timer::Deadline, self.config.connect_timeout_ms, out);
+        if wait_ms == 0 {
+            reply(out, command, Ok(Success::Done));
+        } else {
+            self.starting = Some(command);
+            self.timers.arm(Timer::Deadline, wait_ms, out);
+        }
         out.push(GroupOutput::Connect);
     }
 
@@ -185,6 +191,9 @@ impl PrimaryGroup {
         self.record.committed = Epoch(self.record.newest.0 - 1);
         self.lanes = lanes;
         self.state = PrimaryState::Beginning;
+        if self.starting.is_none() {
+            self.timers.arm(Timer::Deadline, self.config.begin_timeout_ms, out);
+        }
         self.persist(out);
         let full = self.sync == SyncMode::Full;
         out.push(GroupOutput::Send(Control::Begin { epoch: self.record.newest, full }));
@@ -469,7 +478,7 @@ impl PrimaryGroup {
 
     fn deadline(&mut self, peer: Peer, out: &mut Out) {
         if matches!(self.state, PrimaryState::Connecting | PrimaryState::Beginning) {
-            return self.start_failed(GroupError::NoPeer, out);
+            return self.no_peer_yet(out);
         }
         let epoch = self.epoch;
         let hung = match peer {
@@ -489,6 +498,17 @@ impl PrimaryGroup {
         self.step_failed(error, out);
     }
 
+    /// Whoever waits for the start hears that the peer is not there. The attempts go on.
+    fn no_peer_yet(&mut self, out: &mut Out) {
+        if let Some(command) = self.starting.take() {
+            reply(out, command, Err(GroupError::NoPeer));
+        }
+        if self.state == PrimaryState::Beginning {
+            self.state = PrimaryState::Connecting;
+            out.push(GroupOutput::Connect);
+        }
+    }
+
     fn start_failed(&mut self, error: GroupError, out: &mut Out) {
         self.timers.cancel(Timer::Deadline);
         self.state = PrimaryState::ResyncRequired;
@@ -496,14 +516,20 @@ impl PrimaryGroup {
         if let Some(command) = self.starting.take() {
             reply(out, command, Err(error));
         }
+        out.push(GroupOutput::Event(GroupEvent::StartFailed(error)));
     }
 
     /// The connections are gone, or the handshake was refused.
     pub fn disconnected(&mut self, out: &mut Out) {
         match self.state {
-            // The shell tries again until the deadline of the start.
+            // The shell tries again.
             PrimaryState::Connecting => {}
-            PrimaryState::Beginning => self.state = PrimaryState::Connecting,
+            PrimaryState::Beginning => {
+                self.state = PrimaryState::Connecting;
+                if self.starting.is_none() {
+                    self.timers.cancel(Timer::Deadline);
+                }
+            }
             PrimaryState::Syncing | PrimaryState::Running => self.lose(GroupError::LinkLost, out),
             PrimaryState::Stopped | PrimaryState::ResyncRequired | PrimaryState::Fenced => {}
         }

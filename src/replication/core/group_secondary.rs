@@ -563,6 +563,8 @@ impl SecondaryGroup {
             SecondaryState::Waiting | SecondaryState::Syncing | SecondaryState::PrimaryLost => {
                 reply(out, command, Ok(Success::Done));
             }
+            // It took over and waits for nobody: a configuration from before that must not keep the node from serving.
+            SecondaryState::Standalone => reply(out, command, Ok(Success::Done)),
             state => reply(out, command, Err(GroupError::WrongState(state.name()))),
         }
     }

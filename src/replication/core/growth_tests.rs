@@ -180,7 +180,7 @@ fn a_link_lost_at_any_moment_of_a_growth_leaves_a_pair_that_finds_together_again
         assert!(there.volume >= here.volume, "seed {seed}");
         apart += u64::from(there.volume > here.volume);
         let sync = [SyncMode::Full, SyncMode::None][(seed % 2) as usize];
-        pair.with_primary_group(|group, out| group.start(7, sync, out));
+        pair.with_primary_group(|group, out| group.start(7, sync, 1000, out));
         load(&mut pair, 4);
         pair.settle();
         assert_eq!(pair.replies.get(&7), Some(&Ok(Success::Done)), "seed {seed}");
@@ -204,7 +204,7 @@ fn a_link_lost_at_any_moment_of_a_growth_leaves_a_pair_that_finds_together_again
 fn disks_that_grow_while_a_full_sync_runs_make_the_volume_grow_after_it() {
     for seed in 0..SEEDS {
         let mut pair = Pair::with_blocks(seed, AckMode::Applied, 1000, SMALL);
-        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, out));
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, 1000, out));
         let steps = pair.rng.below(60);
         pair.run(steps);
         grow_disks(&mut pair, LARGE);
@@ -225,7 +225,7 @@ fn what_the_beginning_of_a_session_left_to_copy_is_copied_before_the_volume_grow
             pair.write(lba, 1, 0x40 | lba as u8);
         }
         pair.settle();
-        pair.with_primary_group(|group, out| group.start(1, SyncMode::None, out));
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::None, 1000, out));
         while !pair.replies.contains_key(&1) && pair.step() {}
         let steps = pair.rng.below(40);
         pair.run(steps);
@@ -345,13 +345,13 @@ fn disks_said_to_be_equal_are_not_if_the_peers_volume_is_smaller() {
         reactors: 1,
         checkpoint_timeout_ms: 1000,
         checkpoint_interval_ms: 0,
-        connect_timeout_ms: 1000,
+        begin_timeout_ms: 1000,
     };
     let peer = VolumeSize { volume_bytes: 1 << 20, ..volume };
     for (sync, refused) in [(SyncMode::None, true), (SyncMode::Full, false)] {
         let mut group = PrimaryGroup::new(config, GroupRecord::default(), &[volume]);
         let mut out = Vec::new();
-        group.start(1, sync, &mut out);
+        group.start(1, sync, 1000, &mut out);
         group.connected(super::super::Epoch(3), super::super::Generation(1), 1, &[peer], &mut out);
         let reply = GroupOutput::Reply { command: 1, result: Err(GroupError::SmallerPeer) };
         assert_eq!(out.contains(&reply), refused);

@@ -54,6 +54,8 @@ mod pair;
 mod pair_tests;
 #[cfg(test)]
 mod primary_tests;
+#[cfg(test)]
+mod start_tests;
 
 pub use dirty::DirtyMap;
 pub use group::*;

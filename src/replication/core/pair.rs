@@ -137,7 +137,7 @@ impl Pair {
                 reactors: REACTORS as u16,
                 checkpoint_timeout_ms: 1000,
                 checkpoint_interval_ms: 0,
-                connect_timeout_ms: 1000,
+                begin_timeout_ms: 1000,
             },
             record,
             &[volume],

@@ -24,7 +24,7 @@ fn running(seed: u64, ack: AckMode, limit: usize) -> Pair {
 
 pub fn running_with_blocks(seed: u64, ack: AckMode, limit: usize, blocks: u64) -> Pair {
     let mut pair = Pair::with_blocks(seed, ack, limit, blocks);
-    pair.with_primary_group(|group, out| group.start(1, SyncMode::None, out));
+    pair.with_primary_group(|group, out| group.start(1, SyncMode::None, 1000, out));
     pair.settle();
     assert_eq!(pair.replies.remove(&1), Some(Ok(Success::Done)));
     assert_eq!(pair.primary_group.state(), PrimaryState::Running);
@@ -276,7 +276,7 @@ fn after_a_lost_link_every_difference_is_marked_and_a_full_sync_removes_it() {
         assert!(pair.is_idle(), "seed {seed}: the primary goes on alone");
         assert!(pair.unmarked_differences().is_empty(), "seed {seed}");
         assert_eq!(pair.primary_group.state(), PrimaryState::ResyncRequired);
-        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, out));
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, 1000, out));
         load(&mut pair, 15);
         pair.settle();
         assert_eq!(pair.replies.get(&1), Some(&Ok(Success::Done)), "seed {seed}");
@@ -294,7 +294,7 @@ fn what_was_written_before_the_session_stood_is_copied_even_if_the_disks_were_eq
     for seed in 0..SEEDS {
         let mut pair = Pair::new(seed, AckMode::Applied, 1000);
         load(&mut pair, 5);
-        pair.with_primary_group(|group, out| group.start(1, SyncMode::None, out));
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::None, 1000, out));
         load(&mut pair, 15);
         pair.settle();
         assert_eq!(pair.primary_disk, pair.secondary_disk, "seed {seed}");
@@ -308,7 +308,7 @@ fn what_was_written_before_the_session_stood_is_copied_even_if_the_disks_were_eq
 fn an_interrupted_full_sync_leaves_an_inconsistent_node_that_refuses_promotion() {
     for seed in 0..SEEDS {
         let mut pair = Pair::new(seed, AckMode::Applied, 1000);
-        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, out));
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, 1000, out));
         let mut budget = 10_000;
         while pair.secondary_group.state() != SecondaryState::Syncing && budget > 0 {
             pair.step();

@@ -107,3 +107,78 @@ pub(super) fn check(
 pub(super) fn nonce() -> u64 {
     (Uuid::new_v4().as_u128() as u64).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replication::{Epoch, Generation};
+
+    fn said(role: LinkRole) -> (Hello, HelloBody) {
+        let volume = VolumeIdentity {
+            uuid: Uuid::from_u128(3),
+            name: "v0".to_string(),
+            size_bytes: 1 << 30,
+            disk_bytes: 1 << 30,
+            block_bytes: 4096,
+        };
+        let body = HelloBody {
+            node: Uuid::from_u128(1),
+            group: Uuid::from_u128(2),
+            group_name: "g0".to_string(),
+            role,
+            granule_bytes: 4096,
+            stripe_bytes: STRIPE_BYTES,
+            volumes: vec![volume],
+        };
+        let hello = Hello {
+            version_min: VERSION,
+            version_max: VERSION,
+            reactors: 2,
+            volumes: 1,
+            generation: Generation(4),
+            committed_epoch: Epoch(9),
+            options: 0,
+            nonce: 5,
+        };
+        (hello, body)
+    }
+
+    /// What the secondary says to a primary whose hello was changed.
+    fn refusal(change: impl FnOnce(&mut Hello, &mut HelloBody)) -> Option<RefusalCode> {
+        let (mut hello, mut body) = said(LinkRole::Primary);
+        change(&mut hello, &mut body);
+        let refused = check(&said(LinkRole::Secondary), (&hello, &body)).err();
+        refused.map(|(code, text)| {
+            assert!(!text.is_empty());
+            code
+        })
+    }
+
+    #[test]
+    fn each_difference_is_refused_by_the_code_that_tells_the_peer_what_to_do() {
+        assert_eq!(refusal(|_, _| ()), None);
+        assert_eq!(refusal(|hello, _| hello.version_min = VERSION + 1), Some(RefusalCode::Version));
+        assert_eq!(refusal(|hello, _| hello.version_max = VERSION - 1), Some(RefusalCode::Version));
+        assert_eq!(refusal(|hello, _| hello.version_max = VERSION + 5), None, "it speaks ours as well");
+        assert_eq!(refusal(|_, body| body.group = Uuid::nil()), Some(RefusalCode::GroupIdentity));
+        assert_eq!(refusal(|_, body| body.role = LinkRole::Secondary), Some(RefusalCode::Role));
+        assert_eq!(refusal(|_, body| body.stripe_bytes *= 2), Some(RefusalCode::Options));
+        assert_eq!(refusal(|_, body| body.volumes.clear()), Some(RefusalCode::VolumeIdentity));
+        assert_eq!(refusal(|_, body| body.volumes[0].name.clear()), Some(RefusalCode::VolumeIdentity));
+        assert_eq!(refusal(|_, body| body.volumes[0].size_bytes += 4096), Some(RefusalCode::VolumeSize));
+        assert_eq!(refusal(|_, body| body.volumes[0].block_bytes = 512), Some(RefusalCode::BlockSize));
+        assert_eq!(refusal(|hello, _| hello.generation = Generation(3)), Some(RefusalCode::OldGeneration));
+        assert_eq!(refusal(|hello, _| hello.generation = Generation(5)), None, "the secondary follows");
+    }
+
+    #[test]
+    fn granules_and_reactors_may_differ() {
+        assert_eq!(refusal(|_, body| body.granule_bytes = 65536), None);
+        assert_eq!(refusal(|hello, _| hello.reactors = 7), None);
+    }
+
+    #[test]
+    fn a_session_is_never_named_zero() {
+        assert!((0..1000).all(|_| nonce() != 0));
+    }
+}

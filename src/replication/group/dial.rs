@@ -23,7 +23,7 @@ use crate::replication::link::{
 };
 use crate::replication::volume::shard_of;
 
-/// How long one attempt to connect takes at most; the start has its own deadline above this.
+/// How long one attempt to connect takes at most; between two of them the wait doubles up to some seconds.
 const ATTEMPT: Duration = Duration::from_secs(2);
 
 /// What the primary is dialling for.
@@ -155,7 +155,6 @@ impl Home {
             connection.refuse(code, mine.0.generation, &text);
             return self.refused(code, &text);
         }
-        self.dial.backoff.borrow_mut().reset();
         if self.dial.purpose.get() != Purpose::Session {
             // It still waits for its primary: nothing happened to this node's role.
             self.close_session();
@@ -197,6 +196,7 @@ impl Home {
         }
         self.dial.lanes_left.set(self.dial.lanes_left.get().saturating_sub(1));
         if self.dial.lanes_left.get() == 0 {
+            self.dial.backoff.borrow_mut().reset();
             let (newest, generation, lanes) = self.dial.peer.get();
             let sizes = self.peer_sizes.borrow().clone();
             self.primary(|group, out| {

@@ -6,7 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -29,8 +29,9 @@ use crate::replication::metadata::{FileRole, Record, VolumeRecord, Writer, Write
 use crate::replication::volume::{Shard, ShardEvent, VolumeShared};
 use crate::replication::{Epoch, Generation};
 
-/// How often the peers tell each other that they are there, within the time after which one counts as lost.
-const HEARTBEATS_PER_TIMEOUT: u32 = 4;
+/// How often the peers tell each other that they are there. Each may have a timeout of its own, so this goes by the
+/// shortest that there can be: four in it.
+const HEARTBEAT: Duration = Duration::from_millis(PEER_TIMEOUT_MIN_MS as u64 / 4);
 /// Tags of timers: the machine's carry their round above.
 const TAG_HEARTBEAT: u64 = 7;
 const TAG_BITS: u32 = 3;
@@ -51,12 +52,15 @@ pub(super) struct Fixed {
     pub buffer: bool,
     pub granule_bytes: u32,
     pub quota: Arc<Quota>,
-    pub peer_timeout: Duration,
+    /// Changes at run time.
+    pub peer_timeout_ms: AtomicU32,
     pub observer: Observer,
     /// On the disks below, while the group exists.
     pub watches: OnceLock<Vec<WatchId>>,
     /// The last committed epoch, for reactors that join late.
     pub committed: AtomicU64,
+    /// The generation in which this node took over as a secondary; 0: it did not.
+    pub promoted_generation: AtomicU64,
 }
 
 thread_local! {
@@ -68,6 +72,17 @@ thread_local! {
 impl Fixed {
     pub fn committed(&self) -> Epoch {
         Epoch(self.committed.load(Ordering::Relaxed))
+    }
+
+    /// What others than the home ask of the record.
+    pub fn note(&self, record: GroupRecord) {
+        self.committed.store(record.committed.0, Ordering::Relaxed);
+        let promoted = if record.promoted { record.generation.0 } else { 0 };
+        self.promoted_generation.store(promoted, Ordering::Relaxed);
+    }
+
+    pub fn peer_timeout(&self) -> Duration {
+        Duration::from_millis(self.peer_timeout_ms.load(Ordering::Relaxed).into())
     }
 
     pub fn is_primary(&self) -> bool {
@@ -228,7 +243,7 @@ impl Home {
                 GroupOutput::Event(event) => self.event(event),
             }
         }
-        self.fixed.committed.store(self.record().committed.0, Ordering::Relaxed);
+        self.fixed.note(self.record());
     }
 
     fn reply(&self, command: u64, result: Result<Success, GroupError>) {
@@ -257,7 +272,7 @@ impl Home {
     }
 
     fn persist(&self, record: GroupRecord, volume_bytes: &[u64]) {
-        let promoted_role = if record.promoted { FileRole::Primary } else { FileRole::Secondary };
+        let promoted_role = if record.promoted { FileRole::Promoted } else { FileRole::Secondary };
         let volumes = self.fixed.bdevs.iter().zip(volume_bytes).map(|(bdev, bytes)| VolumeRecord {
             name: bdev.name().to_string(),
             uuid: bdev.uuid(),
@@ -295,6 +310,11 @@ impl Home {
                     known.unwrap_or_else(|| "the link to the peer is lost".into()),
                 );
                 self.probe_later();
+            }
+            GroupEvent::StartFailed(error) => {
+                // What the peer said says more than that it refused.
+                let said = self.error.borrow().clone().filter(|_| error == GroupError::Refused);
+                failed("replication_start_failed", said.unwrap_or_else(|| error.to_string()));
             }
             GroupEvent::SyncFailed => {
                 failed("replication_sync_failed", "the full sync could not read its source".to_string());
@@ -418,10 +438,7 @@ impl Home {
     }
 
     fn arm_heartbeat(&self) {
-        if !self.deleted.get() {
-            let after = self.fixed.peer_timeout / HEARTBEATS_PER_TIMEOUT;
-            reactor::timer_after(after, self.alarm(), TAG_HEARTBEAT);
-        }
+        reactor::timer_after(HEARTBEAT, self.alarm(), TAG_HEARTBEAT);
     }
 
     fn silence(&self) -> Option<Duration> {
@@ -432,8 +449,9 @@ impl Home {
 
     fn heartbeat(&self) {
         self.arm_heartbeat();
-        if self.silence().is_some_and(|silence| silence > self.fixed.peer_timeout) {
-            let text = format!("nothing was heard of the peer for {:?}", self.fixed.peer_timeout);
+        let timeout = self.fixed.peer_timeout();
+        if self.silence().is_some_and(|silence| silence > timeout) {
+            let text = format!("nothing was heard of the peer for {timeout:?}");
             return self.session_lost(&text);
         }
         // Not before the hello was answered: the secondary hands the socket on only if nothing came behind the hello.
@@ -454,7 +472,7 @@ impl Home {
 
     fn peer(&self) -> Peer {
         match self.silence() {
-            Some(silence) if silence < self.fixed.peer_timeout / 2 => Peer::Heard,
+            Some(silence) if silence < self.fixed.peer_timeout() / 2 => Peer::Heard,
             _ => Peer::Silent,
         }
     }

@@ -1,21 +1,18 @@
 //! The groups of a node, for the control thread. Calls wait for their outcome, at most until the command's deadline.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use uuid::Uuid;
-
 use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
 use super::options::*;
-use super::{HOME, claim, sizes};
+use super::{HOME, recorded, sizes};
 use crate::bdev::{Access, Bdev, Registry};
 use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
 use crate::replication::core::*;
-use crate::replication::metadata::{FileRole, Record, Store};
+use crate::replication::metadata::Store;
 use crate::replication::volume::{self, Shard, ShardUsage, VolumeShared, shard_of};
 use crate::replication::{Epoch, Generation};
 
@@ -70,7 +67,12 @@ impl Groups {
 
     /// What made each group, in the order of their names.
     pub fn options(&self) -> Vec<GroupOptions> {
-        self.lock().values().map(|entry| entry.options.clone()).collect()
+        let options = |entry: &Entry| {
+            let promoted = entry.fixed.promoted_generation.load(Ordering::Relaxed);
+            let promoted_generation = (promoted > 0).then_some(Generation(promoted));
+            GroupOptions { promoted_generation, ..entry.options.clone() }
+        };
+        self.lock().values().map(options).collect()
     }
 
     fn check(&self, options: &GroupOptions) -> Result<(), ReplicationError> {
@@ -136,7 +138,7 @@ impl Groups {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let store = Store::open(&options.metadata)?;
         let uuid = identity(&[&options.name]);
-        let (record, node, blocks) = recorded(&store, uuid, options, bases)?;
+        let (record, node, blocks) = recorded::read(&store, uuid, options, bases)?;
         let (buffer, granule_bytes, limit) = match &options.role {
             RoleOptions::Secondary(s) => (s.disk_buffer, s.granule_bytes, s.buffer_limit_bytes),
             RoleOptions::Primary(_) => (false, bases.iter().map(|b| b.block_size()).max().unwrap_or(512), 0),
@@ -168,11 +170,13 @@ impl Groups {
             buffer,
             granule_bytes,
             quota: Arc::new(Quota::new(limit)),
-            peer_timeout: options.peer_timeout,
+            peer_timeout_ms: AtomicU32::new(options.peer_timeout_ms),
             observer: self.observer.clone(),
             watches: OnceLock::new(),
-            committed: AtomicU64::new(record.committed.0),
+            committed: AtomicU64::default(),
+            promoted_generation: AtomicU64::default(),
         });
+        fixed.note(record);
         let built = self.build(&fixed, store, record);
         if built.is_err() {
             self.tear_down(&fixed);
@@ -292,8 +296,9 @@ impl Groups {
         })
     }
 
-    /// A primary: connects and brings the disks in step, as told; a secondary: waits for its primary.
-    pub fn start(&self, name: &str, sync: SyncMode) -> Result<(), ReplicationError> {
+    /// A primary: connects and brings the disks in step, as told, and waits at most `wait_ms` for the peer's answer; the
+    /// attempts go on after that. A secondary: waits for its primary.
+    pub fn start(&self, name: &str, sync: SyncMode, wait_ms: u32) -> Result<(), ReplicationError> {
         let fixed = self.fixed(name)?;
         sizes::check(&fixed)?;
         if let Some(options) = primary(&fixed.role) {
@@ -310,8 +315,8 @@ impl Groups {
                 self.reactors.call_all(SOON, serve)?;
             }
         }
-        self.ask(&fixed, CONNECT_TIMEOUT, move |home, command| {
-            home.primary(|group, out| group.start(command, sync, out));
+        self.ask(&fixed, Duration::from_millis(wait_ms.into()), move |home, command| {
+            home.primary(|group, out| group.start(command, sync, wait_ms, out));
             home.secondary(|group, out| group.start(command, out));
         })?;
         Ok(())
@@ -405,6 +410,9 @@ impl Groups {
         if let Some(limit) = changes.buffer_limit_bytes {
             fixed.quota.set_limit_bytes(limit);
         }
+        if let Some(timeout) = changes.peer_timeout_ms {
+            fixed.peer_timeout_ms.store(timeout, Ordering::Relaxed);
+        }
         let serial = fixed.serial;
         let apply = move || {
             let Some(home) = home_of(serial) else { return };
@@ -425,7 +433,7 @@ impl Groups {
         };
         self.reactors.call(HOME, SOON, apply)?;
         if let Some(entry) = self.lock().get_mut(name) {
-            keep(&mut entry.options.role, changes);
+            keep(&mut entry.options, changes);
         }
         Ok(())
     }
@@ -493,6 +501,7 @@ impl Groups {
             generation: record.generation.0,
             ack,
             on_link_loss: policy,
+            peer_timeout_ms: options.peer_timeout_ms,
             volumes,
             peer: peer.to_string(),
             connected,
@@ -512,8 +521,9 @@ impl Groups {
 }
 
 /// Keeps changed options with those that made the group, so that a saved configuration has them.
-fn keep(role: &mut RoleOptions, changes: Changes) {
-    match role {
+fn keep(options: &mut GroupOptions, changes: Changes) {
+    options.peer_timeout_ms = changes.peer_timeout_ms.unwrap_or(options.peer_timeout_ms);
+    match &mut options.role {
         RoleOptions::Primary(primary) => {
             primary.ack = changes.ack.unwrap_or(primary.ack);
             primary.on_link_loss = changes.on_link_loss.unwrap_or(primary.on_link_loss);
@@ -537,7 +547,7 @@ fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
                 reactors: fixed.reactors,
                 checkpoint_timeout_ms: options.checkpoint_timeout_ms,
                 checkpoint_interval_ms: options.checkpoint_interval_ms,
-                connect_timeout_ms: milliseconds(CONNECT_TIMEOUT),
+                begin_timeout_ms: milliseconds(BEGIN_TIMEOUT),
             },
             record,
             &sizes,
@@ -554,56 +564,65 @@ fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
     }
 }
 
-/// What the metadata file says of this group, of this node, and of the volumes' sizes in blocks.
-fn recorded(
-    store: &Store,
-    uuid: Uuid,
-    options: &GroupOptions,
-    bases: &[Arc<Bdev>],
-) -> Result<(GroupRecord, Uuid, Vec<u64>), ReplicationError> {
-    let Some(record) = store.record() else {
-        let fresh = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
-        let blocks = bases.iter().map(|base| base.num_blocks()).collect();
-        return Ok((fresh, Uuid::from_u64_pair(claim::nonce(), claim::nonce()), blocks));
-    };
-    let other = |text: String| Err(ReplicationError::OtherGroup(text));
-    if record.group != uuid {
-        return other(describe_file(store.path(), record));
-    }
-    if record.volumes.len() != options.volumes.len() {
-        return other(format!("it has {} volumes", record.volumes.len()));
-    }
-    for ((known, volume), base) in record.volumes.iter().zip(&options.volumes).zip(bases) {
-        if known.name != volume.name {
-            return other(format!("its volume is `{}`, not `{}`", known.name, volume.name));
-        }
-        if known.block_size != base.block_size() {
-            return other(format!("its volume `{}` had blocks of {} bytes", known.name, known.block_size));
-        }
-        if base.num_blocks() < known.num_blocks {
-            let (has, needs) = (base.num_blocks(), known.num_blocks);
-            return Err(ReplicationError::Invalid(format!(
-                "volume `{}` has {needs} blocks, and `{}` only {has}: grow it to what it was, or give the right disk",
-                known.name,
-                base.name()
-            )));
-        }
-    }
-    // One that was promoted and did not finish is an inconsistent follower now: there is nothing to serve.
-    let promoted = record.role == FileRole::Primary && record.consistent && primary(&options.role).is_none();
-    Ok((
-        GroupRecord {
-            generation: record.generation,
-            committed: record.committed_epoch,
-            newest: record.committed_epoch,
-            inconsistent: !record.consistent,
-            promoted,
-        },
-        record.node,
-        record.volumes.iter().map(|volume| volume.num_blocks).collect(),
-    ))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::PathBuf;
 
-fn describe_file(path: &Path, record: &Record) -> String {
-    format!("{} is of group {}", path.display(), record.group)
+    fn options(role: RoleOptions) -> GroupOptions {
+        GroupOptions {
+            name: "g0".to_string(),
+            volumes: Vec::new(),
+            metadata: PathBuf::new(),
+            role,
+            peer_timeout_ms: PEER_TIMEOUT_MS,
+            promoted_generation: None,
+        }
+    }
+
+    fn on_primary(changes: Changes) -> (AckMode, OnLinkLoss, u32, u32, u32) {
+        let mut options = options(RoleOptions::Primary(PrimaryOptions {
+            peer: ([127, 0, 0, 1], 1).into(),
+            ack: AckMode::Applied,
+            on_link_loss: OnLinkLoss::Continue,
+            checkpoint_timeout_ms: 10,
+            checkpoint_interval_ms: 20,
+        }));
+        keep(&mut options, changes);
+        let peer_timeout_ms = options.peer_timeout_ms;
+        let RoleOptions::Primary(p) = options.role else { panic!("the role changed") };
+        (p.ack, p.on_link_loss, p.checkpoint_timeout_ms, p.checkpoint_interval_ms, peer_timeout_ms)
+    }
+
+    #[test]
+    fn a_saved_configuration_has_what_was_changed_and_keeps_the_rest() {
+        let before = (AckMode::Applied, OnLinkLoss::Continue, 10, 20, PEER_TIMEOUT_MS);
+        let none = Changes::default();
+        assert_eq!(on_primary(none), before);
+        assert_eq!(
+            on_primary(Changes { ack: Some(AckMode::Local), ..none }),
+            (AckMode::Local, before.1, 10, 20, before.4)
+        );
+        assert_eq!(
+            on_primary(Changes { on_link_loss: Some(OnLinkLoss::Block), ..none }),
+            (before.0, OnLinkLoss::Block, 10, 20, before.4)
+        );
+        assert_eq!(on_primary(Changes { checkpoint_timeout_ms: Some(11), ..none }).2, 11);
+        assert_eq!(on_primary(Changes { checkpoint_interval_ms: Some(0), ..none }).3, 0);
+        assert_eq!(on_primary(Changes { peer_timeout_ms: Some(1234), ..none }).4, 1234);
+
+        let mut options = options(RoleOptions::Secondary(SecondaryOptions {
+            listen: ([127, 0, 0, 1], 1).into(),
+            disk_buffer: true,
+            buffer_limit_bytes: 1 << 20,
+            granule_bytes: 4096,
+        }));
+        keep(
+            &mut options,
+            Changes { buffer_limit_bytes: Some(2 << 20), peer_timeout_ms: Some(1234), ..none },
+        );
+        assert_eq!(options.peer_timeout_ms, 1234);
+        let RoleOptions::Secondary(secondary) = options.role else { panic!("the role changed") };
+        assert_eq!((secondary.buffer_limit_bytes, secondary.granule_bytes), (2 << 20, 4096));
+    }
 }

@@ -4,6 +4,7 @@
 //!   takes and gives. Its calls wait, at most as long as the command's deadline.
 //! * `home`: the group machine on the group's home reactor ([`HOME`]), with its timers, its durable record and its
 //!   control connection. Orders go to the shards of all reactors (`orders`) as messages, and come back as messages.
+//! * `recorded` decides what a node is by its durable record and its configuration.
 //! * `sizes` brings the sizes of disks and volumes to the machine and from it.
 //! * `dial` is the primary's way to a session, `accept` the secondary's; both end in data connections that are given
 //!   to the shards.
@@ -15,10 +16,12 @@ mod home;
 mod list;
 mod options;
 mod orders;
+mod recorded;
 mod sizes;
 
 pub use list::Groups;
 pub use options::*;
+pub use recorded::RecordRefusal;
 
 /// The reactor where groups live. They do little there: a few messages for each checkpoint.
 const HOME: usize = 0;

@@ -7,17 +7,25 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::recorded::RecordRefusal;
 use crate::bdev::BdevError;
 use crate::reactor::CallError;
+use crate::replication::Generation;
 use crate::replication::core::{AckMode, GroupError, OnLinkLoss};
 use crate::replication::link::ListenError;
 use crate::replication::metadata::MetadataError;
 
-/// A peer that was not heard of for so long is gone: longer than any pause of a healthy node, shorter than a guest's
-/// patience (30 s with Linux).
-pub const PEER_TIMEOUT: Duration = Duration::from_millis(5000);
-/// How long a start waits for its peer.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that was not heard of for so long is gone, unless told otherwise: longer than any pause of a healthy node,
+/// shorter than a guest's patience (30 s with Linux).
+pub const PEER_TIMEOUT_MS: u32 = 5000;
+/// Below this a node that is only busy counts as gone.
+pub const PEER_TIMEOUT_MIN_MS: u32 = 1000;
+/// Above this no guest is left to wait for it.
+pub const PEER_TIMEOUT_MAX_MS: u32 = 60_000;
+/// How long a start waits for its peer, unless told otherwise.
+pub const START_TIMEOUT_MS: u32 = 10_000;
+/// How long a peer that was reached may take to be ready: one durable write, and a message to every reactor.
+pub const BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a failover may take: one durable write, and a message to every reactor.
 pub const FAILOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// An I/O of the secondary's disk that takes longer is held in memory instead of waited for.
@@ -67,7 +75,10 @@ pub struct GroupOptions {
     pub volumes: Vec<VolumeOptions>,
     pub metadata: PathBuf,
     pub role: RoleOptions,
-    pub peer_timeout: Duration,
+    pub peer_timeout_ms: u32,
+    /// The generation in which this node took over: by the configuration when the group is made, of the group as it is
+    /// when asked later. The record must be at least as new.
+    pub promoted_generation: Option<Generation>,
 }
 
 /// What of a group may change while it runs.
@@ -78,6 +89,7 @@ pub struct Changes {
     pub checkpoint_timeout_ms: Option<u32>,
     pub checkpoint_interval_ms: Option<u32>,
     pub buffer_limit_bytes: Option<u64>,
+    pub peer_timeout_ms: Option<u32>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -120,6 +132,7 @@ pub struct GroupInfo {
     pub generation: u64,
     pub ack: &'static str,
     pub on_link_loss: &'static str,
+    pub peer_timeout_ms: u32,
     pub volumes: Vec<VolumeInfo>,
     pub peer: String,
     pub connected: bool,
@@ -146,6 +159,8 @@ pub enum ReplicationError {
     Role(String, &'static str),
     #[error("the metadata file belongs to another group: {0}")]
     OtherGroup(String),
+    #[error("the metadata file {0}: {1}")]
+    Record(PathBuf, RecordRefusal),
     #[error(transparent)]
     Group(#[from] GroupError),
     #[error("{error}: {detail}")]

@@ -22,6 +22,8 @@ const CRC_AT: usize = SLOT_BYTES - 4;
 pub enum FileRole {
     Primary,
     Secondary,
+    /// A secondary that took over.
+    Promoted,
 }
 
 /// One volume of the group.
@@ -112,6 +114,7 @@ impl Record {
             role: match self.role {
                 FileRole::Primary => 1,
                 FileRole::Secondary => 2,
+                FileRole::Promoted => 3,
             },
             consistent: self.consistent.into(),
             volumes: U16::new(self.volumes.len() as u16),
@@ -158,6 +161,7 @@ impl Record {
         let role = match header.role {
             1 => FileRole::Primary,
             2 => FileRole::Secondary,
+            3 => FileRole::Promoted,
             _ => return Err(RecordError::Field),
         };
         let count = usize::from(header.volumes.get());
@@ -221,7 +225,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_record_reads_back_as_written() {
-        assert_eq!(Record::decode(&slot(&sample(5), 77)), Ok((77, sample(5))));
+        for role in [FileRole::Primary, FileRole::Secondary, FileRole::Promoted] {
+            let record = Record { role, ..sample(5) };
+            assert_eq!(Record::decode(&slot(&record, 77)), Ok((77, record)));
+        }
         assert_eq!(Record::decode(&[0; SLOT_BYTES]), Err(RecordError::Empty));
     }
 

@@ -1,0 +1,126 @@
+//! How a primary's group gets its session: a peer that is late, one that is reached and does not begin, a change of mind.
+
+use super::super::{Epoch, Generation};
+use super::*;
+
+type Out = Vec<GroupOutput>;
+
+fn group() -> PrimaryGroup {
+    let config = PrimaryGroupConfig {
+        reactors: 1,
+        checkpoint_timeout_ms: 1000,
+        checkpoint_interval_ms: 0,
+        begin_timeout_ms: 700,
+    };
+    PrimaryGroup::new(config, GroupRecord { generation: Generation(1), ..GroupRecord::default() }, &[])
+}
+
+fn start(group: &mut PrimaryGroup, wait_ms: u32) -> Out {
+    let mut out = Vec::new();
+    group.start(1, SyncMode::None, wait_ms, &mut out);
+    out
+}
+
+fn connect(group: &mut PrimaryGroup) -> Out {
+    let mut out = Vec::new();
+    group.connected(Epoch(7), Generation(1), 1, &[], &mut out);
+    out
+}
+
+fn begun(group: &mut PrimaryGroup, epoch: u64) -> Out {
+    let mut out = Vec::new();
+    group.message(Control::Begin { epoch: Epoch(epoch), full: false }, &mut out);
+    out
+}
+
+fn expire(group: &mut PrimaryGroup, armed: Armed) -> Out {
+    let mut out = Vec::new();
+    group.timer(armed, Peer::Silent, &mut out);
+    out
+}
+
+fn armed(out: &Out) -> Option<(Armed, u32)> {
+    out.iter().find_map(|output| match output {
+        GroupOutput::ArmTimer { armed, after_ms } => Some((*armed, *after_ms)),
+        _ => None,
+    })
+}
+
+fn answers(out: &Out) -> Vec<Result<Success, GroupError>> {
+    let answer = |output: &GroupOutput| match output {
+        GroupOutput::Reply { result, .. } => Some(*result),
+        _ => None,
+    };
+    out.iter().filter_map(answer).collect()
+}
+
+#[test]
+fn a_start_that_waited_in_vain_says_so_and_the_attempts_go_on() {
+    let mut group = group();
+    let out = start(&mut group, 300);
+    let (deadline, after) = armed(&out).expect("a deadline");
+    assert_eq!((after, out.contains(&GroupOutput::Connect), answers(&out).len()), (300, true, 0));
+    let out = expire(&mut group, deadline);
+    assert_eq!(out, [GroupOutput::Reply { command: 1, result: Err(GroupError::NoPeer) }]);
+    assert_eq!(group.state(), PrimaryState::Connecting);
+    connect(&mut group);
+    let out = begun(&mut group, 8);
+    assert_eq!((group.state(), answers(&out).len()), (PrimaryState::Running, 0), "it was answered before");
+}
+
+#[test]
+fn a_start_that_waits_for_nothing_is_answered_at_once() {
+    let mut group = group();
+    let out = start(&mut group, 0);
+    assert_eq!((answers(&out), armed(&out)), (vec![Ok(Success::Done)], None));
+    assert_eq!(group.state(), PrimaryState::Connecting);
+}
+
+#[test]
+fn a_start_is_answered_when_the_peer_is_ready_and_not_when_it_is_reached() {
+    let mut group = group();
+    start(&mut group, 300);
+    let out = connect(&mut group);
+    assert!(answers(&out).is_empty());
+    assert_eq!(armed(&out), None, "the deadline of the start covers this too");
+    assert_eq!(answers(&begun(&mut group, 8)), [Ok(Success::Done)]);
+}
+
+#[test]
+fn a_peer_that_was_reached_and_does_not_begin_is_tried_again_with_a_newer_epoch() {
+    let mut group = group();
+    start(&mut group, 0);
+    let (deadline, after) = armed(&connect(&mut group)).expect("a deadline");
+    assert_eq!(after, 700);
+    assert_eq!(expire(&mut group, deadline), [GroupOutput::Connect]);
+    assert_eq!(group.state(), PrimaryState::Connecting);
+    connect(&mut group);
+    assert!(begun(&mut group, 8).is_empty(), "an answer of the session before");
+    begun(&mut group, 9);
+    assert_eq!(group.state(), PrimaryState::Running);
+    assert!(expire(&mut group, deadline).is_empty());
+}
+
+#[test]
+fn a_start_that_fails_for_good_says_so_also_when_nobody_waits_for_it() {
+    let mut group = group();
+    start(&mut group, 0);
+    let mut out = Vec::new();
+    group.refused(GroupError::Refused, &mut out);
+    assert!(out.contains(&GroupOutput::Event(GroupEvent::StartFailed(GroupError::Refused))), "{out:?}");
+    assert_eq!(group.state(), PrimaryState::ResyncRequired);
+}
+
+#[test]
+fn stopping_ends_the_attempts_and_answers_the_start() {
+    let mut group = group();
+    start(&mut group, 300);
+    let mut out = Vec::new();
+    group.stop(2, &mut out);
+    assert_eq!(answers(&out), [Err(GroupError::Stopped), Ok(Success::Done)]);
+    assert!(out.contains(&GroupOutput::Disconnect));
+    assert_eq!(group.state(), PrimaryState::Stopped);
+    assert!(connect(&mut group).is_empty(), "what was under way comes too late");
+    assert!(!start(&mut group, 300).is_empty());
+    assert_eq!(group.state(), PrimaryState::Connecting);
+}
