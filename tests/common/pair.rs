@@ -215,34 +215,35 @@ impl Pair {
 
     /// Creates the group on both nodes; the members of `primary` and `secondary` override its defaults.
     pub fn create_groups(&self, primary: Value, secondary: Value) {
-        let link = json!({"transport": "tcp", "address": self.link_address, "port": self.link_port});
+        self.create_secondary(secondary);
+        self.create_primary(primary);
+    }
+
+    fn link(&self) -> Value {
+        json!({"transport": "tcp", "address": self.link_address, "port": self.link_port})
+    }
+
+    fn create_group(&self, node: &Node, mut params: Value, extra: Value) {
         let volume = |number| json!({"name": volume_name(number), "bdev": disk_name(number)});
-        let volumes: Value = (0..self.disks.len()).map(volume).collect();
-        let merged = |mut base: Value, extra: Value| {
-            if let (Some(base), Value::Object(extra)) = (base.as_object_mut(), extra) {
-                base.extend(extra);
-            }
-            base
-        };
-        let metadata = |node: &Node| node.dir().join("group.meta").display().to_string();
-        self.secondary.rpc(
-            "replication_group_create",
-            merged(
-                json!({"name": GROUP, "role": "secondary", "listen": link, "volumes": volumes,
-                       "metadata": metadata(&self.secondary), "disk_buffer": true, "buffer_limit_mb": 256,
-                       "granule_kb": 4}),
-                secondary,
-            ),
-        );
-        self.primary.rpc(
-            "replication_group_create",
-            merged(
-                json!({"name": GROUP, "role": "primary", "ack": "applied", "peer": link, "volumes": volumes,
-                       "metadata": metadata(&self.primary), "checkpoint_timeout_ms": 5000,
-                       "checkpoint_interval_ms": 0}),
-                primary,
-            ),
-        );
+        params["name"] = json!(GROUP);
+        params["volumes"] = (0..self.disks.len()).map(volume).collect();
+        params["metadata"] = json!(node.dir().join("group.meta"));
+        if let (Some(params), Value::Object(extra)) = (params.as_object_mut(), extra) {
+            params.extend(extra);
+        }
+        node.rpc("replication_group_create", params);
+    }
+
+    pub fn create_secondary(&self, extra: Value) {
+        let params = json!({"role": "secondary", "listen": self.link(), "disk_buffer": true, "buffer_limit_mb": 256,
+                            "granule_kb": 4});
+        self.create_group(&self.secondary, params, extra);
+    }
+
+    pub fn create_primary(&self, extra: Value) {
+        let params = json!({"role": "primary", "peer": self.link(), "ack": "applied", "checkpoint_timeout_ms": 5000,
+                            "checkpoint_interval_ms": 0});
+        self.create_group(&self.primary, params, extra);
     }
 
     /// The volumes on both nodes under one name, and the secondary VM's views under another.
