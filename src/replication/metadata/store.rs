@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
+
 use super::record::{Record, RecordError, SLOT_BYTES};
 use crate::env::Buf;
 use crate::reactor::{Done, Lane, RingFile, RingOwner, ring};
@@ -81,6 +83,7 @@ impl Store {
             (Ok(record), Err(_)) | (Err(_), Ok(record)) => Some(record),
             (Ok(a), Ok(b)) => Some(if a.0 > b.0 { a } else { b }),
         };
+        write_directly(&file);
         let (sequence, record) = newest.map_or((0, None), |(sequence, record)| (sequence, Some(record)));
         Ok(Store { path: path.to_path_buf(), file: Arc::new(file.into()), record, sequence })
     }
@@ -103,6 +106,17 @@ impl Store {
             sequence: Cell::new(self.sequence),
             waiting: RefCell::new(None),
         }))
+    }
+}
+
+/// Past the page cache a record is one write that the device itself makes durable, with neither a journal nor a kernel
+/// thread between. Where the file system or the size of the device's blocks does not allow that, writes go as usual.
+fn write_directly(file: &File) {
+    let (Ok(flags), Some(buf)) = (rustix::fs::fcntl_getfl(file), Buf::heap(SLOT_BYTES)) else { return };
+    let direct = rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).is_ok();
+    if direct && buf.with_mut(|bytes| rustix::io::pread(file, bytes, 0)).is_err() {
+        // Both were just done; should this fail, the first write tells.
+        let _ = rustix::fs::fcntl_setfl(file, flags);
     }
 }
 
