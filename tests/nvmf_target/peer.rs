@@ -353,3 +353,8 @@ impl Peer {
         self.run(entry)
     }
 }
+
+/// Bytes that differ from place to place and from seed to seed.
+pub fn pattern(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|i| (i * 7 + i / 512 + seed) as u8).collect()
+}
