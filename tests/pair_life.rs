@@ -176,7 +176,7 @@ fn the_time_after_which_a_peer_counts_as_lost_is_an_option_of_each_node() {
     assert!(from.elapsed() < Duration::from_secs(30), "that was the timeout from before");
     pair.secondary.signal("CONT");
     stop(&mut writers);
-    pair.replicate("full");
+    pair.wait_until_in_step();
     set(&pair.secondary, 1000).expect("within the limits");
     pair.primary.signal("STOP");
     wait_for_state(&pair.secondary, "primary lost");

@@ -67,7 +67,7 @@ fn with_block_what_a_stopped_secondary_held_back_goes_on_when_the_pair_is_in_ste
     let before = wait_for_silence(&writers);
     assert!(pair.primary.try_rpc("replication_do_checkpoint", json!({"group": GROUP})).is_err());
     pair.secondary.signal("CONT");
-    pair.replicate("full");
+    pair.wait_until_in_step();
     wait_for_progress(&writers, 50);
     stop(&mut writers);
     assert!(acknowledged(&writers).iter().zip(&before).all(|(now, then)| now > then));

@@ -161,8 +161,7 @@ fn a_growth_that_a_lost_link_interrupts_is_made_up_for_in_the_next_session() {
     assert!(has_size(&pair.primary, SMALL), "hosts were told nothing");
     let mut volume = pair.volume();
     volume.write(0, &noise(9, 1 << 20));
-    wait_until("the secondary has noticed", PATIENCE, || group(&pair.secondary)["connected"] == false);
-    pair.replicate("full");
+    pair.wait_until_in_step();
     for node in [&pair.primary, &pair.secondary] {
         wait_until("the volume has grown", PATIENCE, || has_size(node, LARGE));
     }

@@ -78,12 +78,24 @@ fn describe(answer: &Value) -> String {
         }
     }
     for group in list(&answer["groups"]) {
+        if let Some(progress) = copy_progress(&group["sync"]) {
+            let _ = writeln!(text, "  group {}: {progress}", word(&group["name"]));
+        }
         if let Some(error) = group["error"].as_str() {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "  group {}: {error}", word(&group["name"]));
         }
     }
     text
+}
+
+/// How far the disks have been made equal, if that is under way.
+fn copy_progress(sync: &Value) -> Option<String> {
+    let (left, total) = (sync["left_bytes"].as_u64()?, sync["total_bytes"].as_u64()?);
+    let rate = size(number(&sync["bytes_per_second"]));
+    let end =
+        sync["seconds_left"].as_u64().map_or("end unknown".to_string(), |s| format!("about {s} s left"));
+    Some(format!("copying, {} of {} left, {rate}/s, {end}", size(left), size(total)))
 }
 
 fn reactors(answer: &Value) -> Vec<Vec<String>> {
@@ -245,6 +257,18 @@ mod tests {
     fn sizes_are_short() {
         let shown = [0, 1023, 1024, 1536, 64 << 20, 3 << 40].map(size);
         assert_eq!(shown, ["0 B", "1023 B", "1 KiB", "1.5 KiB", "64 MiB", "3 TiB"]);
+    }
+
+    #[test]
+    fn a_copy_tells_how_far_it_is() {
+        assert_eq!(copy_progress(&Value::Null), None);
+        let sync = json!({"left_bytes": 3 << 20, "total_bytes": 8 << 20, "bytes_per_second": 1 << 20, "seconds_left": 3});
+        assert_eq!(
+            copy_progress(&sync).as_deref(),
+            Some("copying, 3 MiB of 8 MiB left, 1 MiB/s, about 3 s left")
+        );
+        let begun = json!({"left_bytes": 1, "total_bytes": 1, "bytes_per_second": 0, "seconds_left": null});
+        assert_eq!(copy_progress(&begun).as_deref(), Some("copying, 1 B of 1 B left, 0 B/s, end unknown"));
     }
 
     #[test]

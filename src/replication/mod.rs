@@ -11,4 +11,4 @@ pub mod metadata;
 pub mod volume;
 mod words;
 
-pub use words::{Epoch, Generation, Sequence};
+pub use words::{Epoch, Generation, Lineage, Sequence};

@@ -28,6 +28,18 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Names the beginning that two disks have in common: the session that last made them equal, in full or on the caller's
+/// word. A primary's dirty map says what a disk of the same lineage lacks, and nothing about any other. 0 is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Lineage(pub u64);
+
+impl Lineage {
+    /// Whether the map of the one holds for the disk of the other.
+    pub fn is_shared_with(self, other: Lineage) -> bool {
+        self.0 != 0 && self == other
+    }
+}
+
 /// A message's place in one data connection, counted from 1 without gaps; 0 is "none yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);

@@ -262,6 +262,11 @@ impl Pair {
     pub fn replicate(&self, sync: &str) {
         self.secondary.rpc("replication_start", json!({"group": GROUP, "sync": sync}));
         self.primary.rpc("replication_start", json!({"group": GROUP, "sync": sync}));
+        self.wait_until_in_step();
+    }
+
+    /// Waits until both say that they are in step.
+    pub fn wait_until_in_step(&self) {
         wait_until("both nodes are in step", IN_STEP_LIMIT, || {
             group(&self.primary)["state"] == "running" && group(&self.secondary)["state"] == "running"
         });

@@ -93,6 +93,8 @@ choice! {
         Full = "full",
         /// They are.
         None = "none",
+        /// What changed since they were is copied.
+        Changed = "changed",
     }
 }
 
@@ -101,6 +103,7 @@ impl Sync {
         match self {
             Sync::Full => SyncMode::Full,
             Sync::None => SyncMode::None,
+            Sync::Changed => SyncMode::Changed,
         }
     }
 }
@@ -175,6 +178,9 @@ params! {
         checkpoint_timeout_ms: Option<u32>,
         /// Primary: checkpoint by itself this often, ms; 0: only when told to. Default: 0.
         checkpoint_interval_ms: Option<u32>,
+        /// Primary: copy this much in a second at most while the disks are made equal, MiB; 0: as much as goes.
+        /// Default: 0.
+        resync_rate_mb: Option<u64>,
         /// Secondary: keep what checkpoints need. Without it only `keep: latest` can be promised. Default: `true`.
         disk_buffer: Option<bool>,
         /// Secondary: most memory for the disk buffer, MiB. Default: 512.
@@ -203,8 +209,9 @@ params! {
     pub struct Start {
         /// The group.
         group: String,
-        /// `full` copies the primary's volumes to the secondary while they are in use; `none` is for disks that are
-        /// known to be equal. The primary's word counts. Default: `full`.
+        /// `full` copies the primary's volumes to the secondary while they are in use; `changed` copies what the secondary
+        /// lacks, as after a lost link, which is possible if both nodes have run since they were in step; `none` is for
+        /// disks that are known to be equal. The primary's word counts. Default: `full`.
         sync: Option<Sync>,
         /// Primary: how long to wait for the peer's answer, ms, 600000 at most; 0 is not at all. After that the call
         /// fails, and the attempts go on all the same. Default: 10000, and 0 while a configuration is being loaded.
@@ -276,6 +283,9 @@ params! {
         checkpoint_timeout_ms: Option<u32>,
         /// Primary: checkpoint by itself this often, ms; 0: only when told to.
         checkpoint_interval_ms: Option<u32>,
+        /// Primary: copy this much in a second at most while the disks are made equal, MiB; 0: as much as goes. Holds for
+        /// a copy that is under way as well.
+        resync_rate_mb: Option<u64>,
         /// Secondary: most memory for the disk buffer, MiB.
         buffer_limit_mb: Option<u64>,
         /// A peer of which nothing was heard for so long counts as lost, ms, 1000 to 60000.
@@ -330,17 +340,23 @@ pub fn family() -> Family {
                 ),
             Method::new("replication_start", Callable::Runtime, start)
                 .summary(
-                    "Begins to replicate. On the primary it returns when the peer has answered; the full copy goes on \
+                    "Begins to replicate. On the primary it returns when the peer has answered; the copy goes on \
                      after that, its progress is in `replication_get_groups`. A peer that is not there yet is waited for: \
                      the group is `connecting`, with growing pauses of 5 s at most between attempts, until \
-                     `replication_stop` or `replication_group_delete`, also after this call has failed with -110. On the \
+                     `replication_stop` or `replication_group_delete`, also after this call has failed with -110. After a \
+                     lost link the session is made again in the same way, without being asked for, and what the \
+                     secondary lacks is copied. On the \
                      secondary it returns at once; on one that took over it changes nothing.",
                 )
                 .errors(&[
                     (-19, "no group has this name"),
                     (-110, "the peer did not answer in time; the attempts go on"),
                     (-111, "the peer refuses; the message says why"),
-                    (-22, "a disk is smaller than its volume, or `none` with volumes that are smaller on the peer"),
+                    (
+                        -22,
+                        "a disk is smaller than its volume; or `none` with volumes that are smaller on the peer; or \
+                         `changed` when it is not known what the peer lacks",
+                    ),
                     (-1, "the group is started already"),
                 ])
                 .example(r#"{"group": "g0", "sync": "full"}"#),
@@ -352,8 +368,9 @@ pub fn family() -> Family {
                      `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `notice`: what \
                      to do for the volume to grow, or null), `peer`, `connected`, \
                      `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
-                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `sync` (`copied_bytes`, `total_bytes`, while a full \
-                     copy runs), `error`.",
+                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `sync` (`copied_bytes`, `left_bytes`, \
+                     `total_bytes`, `bytes_per_second`, `seconds_left`; on the primary, while the disks are made equal), \
+                     `error`.",
                 )
                 .errors(&[(-19, "no group has this name")])
                 .example(r#"{"name": "g0"}"#),
@@ -441,7 +458,10 @@ fn errno_of(error: GroupError) -> Errno {
         GroupError::WrongState(_) | GroupError::Busy | GroupError::Stopped | GroupError::Fenced => {
             Errno::PERM
         }
-        GroupError::WrongEpoch(_) | GroupError::SmallerPeer | GroupError::PeerKeepsSize(_) => Errno::INVAL,
+        GroupError::WrongEpoch(_)
+        | GroupError::SmallerPeer
+        | GroupError::UnknownPeer
+        | GroupError::PeerKeepsSize(_) => Errno::INVAL,
         GroupError::HungPeer(_)
         | GroupError::HungLink(_)
         | GroupError::HungReactor(_)
@@ -501,6 +521,7 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
             params.checkpoint_timeout_ms.unwrap_or(DEFAULT_CHECKPOINT_TIMEOUT_MS),
         )?,
         checkpoint_interval_ms: params.checkpoint_interval_ms.unwrap_or(0),
+        resync_rate_bytes: mebibytes("resync_rate_mb", params.resync_rate_mb.unwrap_or(0))?,
     }))
 }
 
@@ -511,6 +532,7 @@ fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("on_link_loss", params.on_link_loss.is_some()),
         ("checkpoint_timeout_ms", params.checkpoint_timeout_ms.is_some()),
         ("checkpoint_interval_ms", params.checkpoint_interval_ms.is_some()),
+        ("resync_rate_mb", params.resync_rate_mb.is_some()),
     ] {
         refuse_for("primary", name, given)?;
     }
@@ -654,6 +676,10 @@ fn set_options(node: &Arc<Node>, params: SetOptions) -> Result<bool, RpcError> {
             .map(|value| timeout("checkpoint_timeout_ms", value))
             .transpose()?,
         checkpoint_interval_ms: params.checkpoint_interval_ms,
+        resync_rate_bytes: params
+            .resync_rate_mb
+            .map(|value| mebibytes("resync_rate_mb", value))
+            .transpose()?,
         buffer_limit_bytes: params
             .buffer_limit_mb
             .map(|value| mebibytes("buffer_limit_mb", value))
@@ -704,6 +730,7 @@ fn configured(options: &GroupOptions) -> Value {
             },
             "checkpoint_timeout_ms": primary.checkpoint_timeout_ms,
             "checkpoint_interval_ms": primary.checkpoint_interval_ms,
+            "resync_rate_mb": primary.resync_rate_bytes / MIB,
         }),
         RoleOptions::Secondary(secondary) => json!({
             "role": Role::Secondary,

@@ -70,6 +70,42 @@ impl DirtyMap {
         }
     }
 
+    /// Marks everything that this machine owns of the volume.
+    pub fn mark_all(&mut self) {
+        let Geometry { blocks, owner, owners, .. } = self.geometry;
+        let stripe_blocks = self.geometry.stripe_blocks();
+        let stripes = blocks.div_ceil(stripe_blocks);
+        for stripe in (u64::from(owner)..stripes).step_by(usize::from(owners.max(1))) {
+            let lba = stripe * stripe_blocks;
+            self.mark(Range::new(lba, stripe_blocks.min(blocks - lba) as u32));
+        }
+    }
+
+    /// The first marked piece at or after a block, within one stripe and at most so many blocks long.
+    pub fn next(&self, from: u64, most: u32) -> Option<Range> {
+        let bit_blocks = self.bit_blocks();
+        let owners = u64::from(self.geometry.owners.max(1));
+        let owner = u64::from(self.geometry.owner);
+        // The end of a piece may be the end of the volume, in the middle of a bit.
+        let bit = from.div_ceil(bit_blocks);
+        let stripe = bit / BITS_OF_STRIPE;
+        let first = stripe.saturating_sub(owner).div_ceil(owners);
+        for at in first as usize..self.words.len() {
+            let here = at as u64 * owners + owner;
+            let behind = if here == stripe { u64::MAX << (bit % BITS_OF_STRIPE) } else { u64::MAX };
+            let word = self.words[at] & behind;
+            if word == 0 {
+                continue;
+            }
+            let start = word.trailing_zeros();
+            let run = u64::from((word >> start).trailing_ones()).min((u64::from(most) / bit_blocks).max(1));
+            let lba = (here * BITS_OF_STRIPE + u64::from(start)) * bit_blocks;
+            let end = (lba + run * bit_blocks).min(self.geometry.blocks);
+            return (lba < end).then(|| Range::new(lba, (end - lba) as u32));
+        }
+        None
+    }
+
     /// Clears the bits that the range covers from end to end.
     pub fn clear(&mut self, range: Range) {
         let bit = self.bit_blocks();
@@ -138,6 +174,30 @@ mod tests {
         map.mark(Range::new(999, 1));
         map.clear(Range::new(0, 1000));
         assert!(map.is_dirty(Range::new(1000, 1)), "and is not any more when the volume goes on behind it");
+    }
+
+    #[test]
+    fn what_is_marked_is_found_piece_by_piece_and_nothing_else() {
+        for owner in 0..3 {
+            let mut map = DirtyMap::new(Geometry { blocks: 16 * 1024 + 5, ..geometry(3, owner) });
+            assert_eq!(map.next(0, 64), None);
+            map.mark_all();
+            let pieces = |map: &DirtyMap| {
+                let next = |last: &Range| map.next(last.end(), 64);
+                std::iter::successors(map.next(0, 64), next).take(2000).collect::<Vec<Range>>()
+            };
+            let all = pieces(&map);
+            let owned = |lba: u64| Geometry::owner_of(lba, 4096, 3) == owner;
+            let blocks: u64 = all.iter().map(|range| u64::from(range.blocks)).sum();
+            assert_eq!(blocks, (0..16 * 1024 + 5).filter(|&lba| owned(lba)).count() as u64);
+            assert!(all.iter().all(|range| owned(range.lba) && owned(range.end() - 1) && range.blocks <= 64));
+            all.iter().for_each(|&range| map.clear(range));
+            assert_eq!((map.bytes(), pieces(&map)), (0, Vec::new()));
+            let stripe = 3 * 1024 + u64::from(owner) * 1024;
+            map.mark(Range::new(stripe + 100, 1));
+            map.mark(Range::new(stripe + 1023, 1));
+            assert_eq!(pieces(&map), [Range::new(stripe + 96, 16), Range::new(stripe + 1008, 16)]);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the two group machines share: what they tell the stripe machines, the peer, the metadata file and the caller.
 
-use super::super::{Epoch, Generation, Sequence};
+use super::super::{Epoch, Generation, Lineage, Sequence};
 use super::primary::Session;
 use super::promoted::Keep;
 use super::types::{AckMode, OnLinkLoss};
@@ -16,6 +16,42 @@ pub struct GroupRecord {
     pub inconsistent: bool,
     /// This node was promoted in `generation`.
     pub promoted: bool,
+    /// What this node's disk is equal to but for what a dirty map of the same lineage says.
+    pub lineage: Lineage,
+}
+
+/// How the disks of a new session are made equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncMode {
+    Full,
+    /// The caller knows that they are.
+    None,
+    /// What the primary's map says is copied: it holds for a disk of the same lineage only.
+    Changed,
+}
+
+/// What a peer said of itself in the handshake of a session.
+#[derive(Clone, Copy, Debug)]
+pub struct Greeting {
+    /// The newest epoch that it ever saw.
+    pub newest: Epoch,
+    pub generation: Generation,
+    /// Its reactors.
+    pub lanes: u16,
+    pub lineage: Lineage,
+    /// Names the session: a lineage that begins with it takes this name.
+    pub session: u64,
+}
+
+/// What becomes of a secondary's buffer when a session begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Originals {
+    /// The disk is what the view begins with; what an earlier session left is dropped.
+    Anew,
+    /// The last checkpoint stands, and so does what leads back to it.
+    Kept,
+    /// Nothing leads back to a state before the end of this epoch.
+    Lost(Epoch),
 }
 
 /// How large a volume is, as the record has it, and how large the disk below it: at least as large, unless that shrank.
@@ -49,10 +85,12 @@ pub enum Ended {
 /// A message of the control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// A session begins with this epoch, over a full sync or over disks that are said to be equal. Comes back as the answer.
+    /// A session begins with this epoch, and `lineage` is what the disks have in common from now on. Comes back as the
+    /// answer.
     Begin {
         epoch: Epoch,
-        full: bool,
+        sync: SyncMode,
+        lineage: Lineage,
     },
     /// The commit of this epoch ends the full sync.
     SyncEnd {
@@ -118,6 +156,8 @@ pub enum ToStripes {
         only_dirty: bool,
     },
     Fence,
+    /// How much all reactors together copy in a second at most.
+    SetCopyRate(Option<u64>),
     SetAck(AckMode),
     SetOnLinkLoss(OnLinkLoss),
     /// Answered by `done`.
@@ -126,6 +166,7 @@ pub enum ToStripes {
         base: Epoch,
         /// What the volumes have from now on, in their order.
         volume_bytes: Vec<u64>,
+        originals: Originals,
     },
     /// Room for a volume of this size. Answered by `done` at a secondary; a primary copies what is new to its peer, and
     /// tells by [`StripeEvent::Extended`](super::types::StripeEvent) when that is done.
@@ -247,6 +288,11 @@ pub enum GroupError {
         "the peer's volumes are smaller than this node's, so the disks are not equal: start with sync `full`"
     )]
     SmallerPeer,
+    #[error(
+        "what the peer's disk lacks is not known, because the peer, this node or the group began anew since they were in \
+         step: start with sync `full`"
+    )]
+    UnknownPeer,
     #[error("the peer keeps the size of {0} bytes: its disk or its disk buffer cannot take more")]
     PeerKeepsSize(u64),
     #[error("this node's disk could not be read behind the volume's present end")]
@@ -295,6 +341,9 @@ pub enum GroupEvent {
 pub enum GroupOutput {
     ToStripes(ToStripes),
     Send(Control),
+    /// As [`GroupOutput::Connect`], after a pause that grows from one loss to the next until a session brought the disks
+    /// in step.
+    Reconnect,
     /// Open the connections to the peer, and open them again when they fail, until told otherwise.
     Connect,
     /// Close the connections and open none.

@@ -3,19 +3,11 @@
 //! Invariants. An epoch number is used for one cut only. Every command is answered once, by its deadline at the
 //! latest. A checkpoint that fails leaves the group as it was but for the burned number.
 
-use super::super::{Epoch, Generation};
+use super::super::{Epoch, Lineage};
 use super::group::*;
 use super::growth::{Growth, Sized};
 use super::primary::Session;
 use super::types::StripeEvent;
-
-/// How the disks of a new session are made equal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SyncMode {
-    Full,
-    /// The caller knows that they are.
-    None,
-}
 
 #[derive(Clone, Copy, Debug)]
 pub struct PrimaryGroupConfig {
@@ -37,7 +29,7 @@ pub enum PrimaryState {
     Beginning,
     Syncing,
     Running,
-    /// Serving alone after a loss; the peer needs a resync.
+    /// Serving alone after a loss; the peer needs a resync, and gets it as soon as it is there if that can be.
     ResyncRequired,
     Fenced,
 }
@@ -84,6 +76,10 @@ pub struct PrimaryGroup {
     /// The epoch of the step.
     epoch: Epoch,
     sync: SyncMode,
+    /// After a loss: the session is made again without being asked for.
+    reconnects: bool,
+    /// What the session that is being made will have as its lineage.
+    offered: Lineage,
     lanes: u16,
     starting: Option<u64>,
     /// Reactors that still copy what the beginning of the session left to copy.
@@ -106,6 +102,8 @@ impl PrimaryGroup {
             step: Step::Idle,
             epoch: Epoch(0),
             sync: SyncMode::None,
+            reconnects: false,
+            offered: Lineage(0),
             lanes: 1,
             starting: None,
             copies_left: 0,
@@ -161,6 +159,7 @@ impl PrimaryGroup {
         }
         self.state = PrimaryState::Connecting;
         self.sync = sync;
+        self.reconnects = false;
         if wait_ms == 0 {
             reply(out, command, Ok(Success::Done));
         } else {
@@ -170,33 +169,45 @@ impl PrimaryGroup {
         out.push(GroupOutput::Connect);
     }
 
-    /// All connections stand and the handshake agreed. `newest` is the newest epoch that the peer ever saw; `lanes`
-    /// the number of its reactors, `volumes` what it says of its volumes.
-    pub fn connected(
-        &mut self,
-        newest: Epoch,
-        generation: Generation,
-        lanes: u16,
-        volumes: &[VolumeSize],
-        out: &mut Out,
-    ) {
-        if self.state != PrimaryState::Connecting {
+    /// Whether the peer is sought, now or again and again.
+    pub fn wants_peer(&self) -> bool {
+        match self.state {
+            PrimaryState::Connecting => true,
+            PrimaryState::ResyncRequired => self.reconnects,
+            _ => false,
+        }
+    }
+
+    /// All connections stand and the handshake agreed; `volumes` is what the peer says of its volumes.
+    pub fn connected(&mut self, peer: &Greeting, volumes: &[VolumeSize], out: &mut Out) {
+        if !self.wants_peer() {
             return;
         }
-        if !self.meet(volumes) && self.sync == SyncMode::None {
-            return self.start_failed(GroupError::SmallerPeer, out);
+        let whole = self.meet(volumes);
+        match self.sync {
+            SyncMode::None if !whole => return self.start_failed(GroupError::SmallerPeer, out),
+            SyncMode::Changed if !whole || !self.record.lineage.is_shared_with(peer.lineage) => {
+                return self.start_failed(GroupError::UnknownPeer, out);
+            }
+            SyncMode::Full | SyncMode::None | SyncMode::Changed => {}
         }
-        self.record.newest = self.record.newest.max(newest).next();
-        self.record.generation = self.record.generation.max(generation);
-        self.record.committed = Epoch(self.record.newest.0 - 1);
-        self.lanes = lanes;
+        self.record.newest = self.record.newest.max(peer.newest).next();
+        self.record.generation = self.record.generation.max(peer.generation);
+        if self.sync != SyncMode::Changed {
+            self.record.committed = Epoch(self.record.newest.0 - 1);
+        }
+        self.offered = match self.sync {
+            SyncMode::Changed => self.record.lineage,
+            SyncMode::Full | SyncMode::None => Lineage(peer.session),
+        };
+        self.lanes = peer.lanes;
         self.state = PrimaryState::Beginning;
         if self.starting.is_none() {
             self.timers.arm(Timer::Deadline, self.config.begin_timeout_ms, out);
         }
         self.persist(out);
-        let full = self.sync == SyncMode::Full;
-        out.push(GroupOutput::Send(Control::Begin { epoch: self.record.newest, full }));
+        let (epoch, sync, lineage) = (self.record.newest, self.sync, self.offered);
+        out.push(GroupOutput::Send(Control::Begin { epoch, sync, lineage }));
     }
 
     pub(super) fn persist(&mut self, out: &mut Out) {
@@ -251,17 +262,19 @@ impl PrimaryGroup {
             return;
         }
         self.timers.cancel(Timer::Deadline);
+        // The peer's disk is of this lineage now. What it lacks the machines know, from here on whatever happens.
+        self.record.lineage = self.offered;
         let full = self.sync == SyncMode::Full;
         let session =
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
         self.copies_left = u32::from(self.config.reactors);
-        if full {
-            self.state = PrimaryState::Syncing;
-            out.push(GroupOutput::Event(GroupEvent::SyncStarted));
-        } else {
+        if self.sync == SyncMode::None {
             self.state = PrimaryState::Running;
             self.arm_interval(out);
+        } else {
+            self.state = PrimaryState::Syncing;
+            out.push(GroupOutput::Event(GroupEvent::SyncStarted));
         }
         // What was written before every reactor knew of the session the peer lacks, whatever the caller knew.
         out.push(GroupOutput::ToStripes(ToStripes::StartCopy { only_dirty: !full }));
@@ -504,13 +517,19 @@ impl PrimaryGroup {
             reply(out, command, Err(GroupError::NoPeer));
         }
         if self.state == PrimaryState::Beginning {
-            self.state = PrimaryState::Connecting;
-            out.push(GroupOutput::Connect);
+            self.seek();
+            out.push(if self.reconnects { GroupOutput::Reconnect } else { GroupOutput::Connect });
         }
+    }
+
+    fn seek(&mut self) {
+        let lost = self.reconnects;
+        self.state = if lost { PrimaryState::ResyncRequired } else { PrimaryState::Connecting };
     }
 
     fn start_failed(&mut self, error: GroupError, out: &mut Out) {
         self.timers.cancel(Timer::Deadline);
+        self.reconnects = false;
         self.state = PrimaryState::ResyncRequired;
         out.push(GroupOutput::Disconnect);
         if let Some(command) = self.starting.take() {
@@ -525,7 +544,7 @@ impl PrimaryGroup {
             // The shell tries again.
             PrimaryState::Connecting => {}
             PrimaryState::Beginning => {
-                self.state = PrimaryState::Connecting;
+                self.seek();
                 if self.starting.is_none() {
                     self.timers.cancel(Timer::Deadline);
                 }
@@ -537,6 +556,9 @@ impl PrimaryGroup {
 
     fn lose(&mut self, error: GroupError, out: &mut Out) {
         self.state = PrimaryState::ResyncRequired;
+        // What the peer lacks is marked, or about to be by the machines: that is all it needs.
+        self.sync = SyncMode::Changed;
+        self.reconnects = true;
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
         self.end_growth();
@@ -544,11 +566,14 @@ impl PrimaryGroup {
         self.step = Step::Idle;
         self.arm_interval(out);
         out.push(GroupOutput::Event(GroupEvent::LinkLost));
+        out.push(GroupOutput::Reconnect);
     }
 
     /// The peer refused for good (another identity, version or size): trying again cannot help.
     pub fn refused(&mut self, error: GroupError, out: &mut Out) {
         match self.state {
+            // A peer that was in step once may be in the middle of being made again.
+            PrimaryState::Beginning if self.reconnects => self.disconnected(out),
             PrimaryState::Connecting | PrimaryState::Beginning => self.start_failed(error, out),
             _ => self.disconnected(out),
         }
@@ -560,6 +585,7 @@ impl PrimaryGroup {
             return;
         }
         self.state = PrimaryState::Fenced;
+        self.reconnects = false;
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::Fence));
         self.end_growth();
@@ -581,6 +607,8 @@ impl PrimaryGroup {
                     self.lose(GroupError::HungDisk(self.epoch), out);
                 }
             }
+            // Its map does not hold any more, as if the peer had another disk.
+            StripeEvent::PeerFlushFailed => self.record.lineage = Lineage(0),
             StripeEvent::CopyFailed(_) => {
                 let copying = self.state == PrimaryState::Running && self.copies_left > 0;
                 if self.state == PrimaryState::Syncing || copying {
@@ -610,6 +638,7 @@ impl PrimaryGroup {
         if matches!(self.state, PrimaryState::Syncing | PrimaryState::Running) {
             out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
         }
+        self.reconnects = false;
         if self.state != PrimaryState::Fenced {
             self.state = PrimaryState::Stopped;
         }

@@ -4,7 +4,7 @@
 //! never more than one write of it under way: a late commit and a failover race for it, and the one that came second
 //! finds the other done. After a failover no message is accepted any more.
 
-use super::super::{Epoch, Generation};
+use super::super::{Epoch, Generation, Lineage};
 use super::group::*;
 use super::promoted::Keep;
 use super::types::{PeerRefusal, StripeEvent};
@@ -23,7 +23,7 @@ pub struct SecondaryGroupConfig {
 pub enum SecondaryState {
     /// Waits for a primary; what it has is from before.
     Waiting,
-    /// A full sync is under way or was interrupted.
+    /// The disk is being made equal to the primary's, or that was interrupted.
     Syncing,
     Following,
     /// The primary is gone; view and buffer stand.
@@ -56,7 +56,8 @@ pub(super) enum Persisting {
     Nothing,
     Begin {
         epoch: Epoch,
-        full: bool,
+        sync: SyncMode,
+        kept: bool,
     },
     Commit {
         epoch: Epoch,
@@ -77,7 +78,7 @@ pub(super) enum Persisting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spreading {
     Nothing,
-    Begin { epoch: Epoch, full: bool, left: u16 },
+    Begin { epoch: Epoch, sync: SyncMode, left: u16 },
     Commit { epoch: Epoch, left: u16 },
     Promotion { command: u64, left: u16, refused: bool },
     Extend { volume: u16, bytes: u64, left: u16, refused: bool },
@@ -111,6 +112,8 @@ pub struct SecondaryGroup {
     failovers: VecDeque<(u64, Keep)>,
     sync_ends_with: Option<Epoch>,
     lost_through: Epoch,
+    /// While the record says inconsistent: the buffer still leads back to the last checkpoint.
+    leads_back: bool,
     draining: u16,
     connected: bool,
     timers: Timers,
@@ -141,6 +144,7 @@ impl SecondaryGroup {
             sync_ends_with: None,
             // The buffer is memory: after a restart the disk is ahead of the last checkpoint, and nothing leads back.
             lost_through: Epoch(u64::MAX),
+            leads_back: false,
             draining: 0,
             connected: false,
             timers: Timers::default(),
@@ -163,7 +167,8 @@ impl SecondaryGroup {
 
     /// Whether what the last checkpoint promised is still there.
     pub fn has_view(&self) -> bool {
-        self.config.buffer && !self.record.inconsistent && self.record.committed >= self.lost_through
+        let reachable = !self.record.inconsistent || self.leads_back;
+        self.config.buffer && reachable && self.record.committed >= self.lost_through
     }
 
     pub(super) fn reactors(&self) -> u16 {
@@ -197,7 +202,7 @@ impl SecondaryGroup {
 
     pub(super) fn take(&mut self, message: Control, out: &mut Out) {
         match message {
-            Control::Begin { epoch, full } => self.begin(epoch, full, out),
+            Control::Begin { epoch, sync, lineage } => self.begin(epoch, sync, lineage, out),
             Control::SyncEnd { epoch } => self.sync_ends_with = Some(epoch),
             Control::Prepare { epoch, timeout_ms, lasts } => self.prepare(epoch, timeout_ms, lasts, out),
             Control::Commit { epoch } => self.commit(epoch, out),
@@ -231,20 +236,25 @@ impl SecondaryGroup {
         self.pending = record;
     }
 
-    fn begin(&mut self, epoch: Epoch, full: bool, out: &mut Out) {
+    fn begin(&mut self, epoch: Epoch, sync: SyncMode, lineage: Lineage, out: &mut Out) {
         use SecondaryState::*;
         let accepted = matches!(self.state, Waiting | Syncing | Following | PrimaryLost);
         let sizes = &self.primary_bytes;
         let fits = sizes.len() == self.volumes.len()
             && sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes <= here.disk_bytes);
-        if !accepted || !fits || self.is_busy() || epoch <= self.record.newest {
+        // Copying what changed brings only a disk in step of which the primary knows what it lacks.
+        let known = sync != SyncMode::Changed || self.record.lineage.is_shared_with(lineage);
+        if !accepted || !fits || !known || self.is_busy() || epoch <= self.record.newest {
             // The primary's deadline tells it; a session that cannot begin is closed.
             return out.push(GroupOutput::Disconnect);
         }
-        let record =
-            GroupRecord { committed: Epoch(epoch.0 - 1), newest: epoch, inconsistent: full, ..self.record };
+        let same_size = sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes == here.volume_bytes);
+        let kept = sync == SyncMode::Changed && same_size && self.has_view();
+        let committed = if sync == SyncMode::Changed { self.record.committed } else { Epoch(epoch.0 - 1) };
+        let inconsistent = sync != SyncMode::None;
+        let record = GroupRecord { committed, newest: epoch, inconsistent, lineage, ..self.record };
         self.pending_bytes = self.primary_bytes.clone();
-        self.persist(record, Persisting::Begin { epoch, full }, out);
+        self.persist(record, Persisting::Begin { epoch, sync, kept }, out);
     }
 
     /// The handshake of a session carried this generation, not older than ours.
@@ -326,13 +336,17 @@ impl SecondaryGroup {
         let reactors = self.config.reactors;
         match (what, ok) {
             (Persisting::Nothing | Persisting::Drained, _) => {}
-            (Persisting::Begin { epoch, full }, true) => {
-                self.spreading = Spreading::Begin { epoch, full, left: reactors };
-                self.lost_through = Epoch(0);
-                let generation = self.record.generation;
-                let base = Epoch(epoch.0 - 1);
+            (Persisting::Begin { epoch, sync, kept }, true) => {
+                self.spreading = Spreading::Begin { epoch, sync, left: reactors };
+                let originals = self.originals(epoch, sync, kept);
+                let (generation, base) = (self.record.generation, self.record.committed);
                 let volume_bytes = self.pending_bytes.clone();
-                out.push(GroupOutput::ToStripes(ToStripes::Begin { generation, base, volume_bytes }));
+                out.push(GroupOutput::ToStripes(ToStripes::Begin {
+                    generation,
+                    base,
+                    volume_bytes,
+                    originals,
+                }));
             }
             (Persisting::Begin { .. }, false) => out.push(GroupOutput::Disconnect),
             (Persisting::Commit { epoch }, true) => {
@@ -360,6 +374,22 @@ impl SecondaryGroup {
         self.next_message(out);
     }
 
+    /// What a beginning session makes of the buffer.
+    fn originals(&mut self, epoch: Epoch, sync: SyncMode, kept: bool) -> Originals {
+        self.leads_back = kept;
+        match (sync, kept) {
+            (SyncMode::Changed, true) => Originals::Kept,
+            (SyncMode::Changed, false) => {
+                self.lost_through = epoch;
+                Originals::Lost(epoch)
+            }
+            (SyncMode::Full | SyncMode::None, _) => {
+                self.lost_through = Epoch(0);
+                Originals::Anew
+            }
+        }
+    }
+
     /// One more reactor has carried out what it was told.
     pub fn done(&mut self, ok: bool, out: &mut Out) {
         match &mut self.spreading {
@@ -382,16 +412,18 @@ impl SecondaryGroup {
         }
         match std::mem::replace(&mut self.spreading, Spreading::Nothing) {
             Spreading::Nothing => {}
-            Spreading::Begin { epoch, full, .. } => {
-                self.state = if full { SecondaryState::Syncing } else { SecondaryState::Following };
-                if full {
+            Spreading::Begin { epoch, sync, .. } => {
+                let syncing = sync != SyncMode::None;
+                self.state = if syncing { SecondaryState::Syncing } else { SecondaryState::Following };
+                if syncing {
                     out.push(GroupOutput::Event(GroupEvent::SyncStarted));
                 }
                 self.take_sizes(out);
                 if self.connected {
-                    out.push(GroupOutput::Send(Control::Begin { epoch, full }));
+                    let lineage = self.record.lineage;
+                    out.push(GroupOutput::Send(Control::Begin { epoch, sync, lineage }));
                     self.tell_disks(out);
-                } else if !full {
+                } else if !syncing {
                     self.state = SecondaryState::PrimaryLost;
                 }
             }
@@ -432,9 +464,7 @@ impl SecondaryGroup {
         use SecondaryState::*;
         let error = match self.state {
             Fencing | Draining | Standalone | Stopped => Some(GroupError::WrongState(self.state.name())),
-            Syncing => Some(GroupError::Inconsistent),
-            Waiting | Following | PrimaryLost if self.record.inconsistent => Some(GroupError::Inconsistent),
-            Waiting | Following | PrimaryLost => self.cannot_keep(keep),
+            Waiting | Syncing | Following | PrimaryLost => self.cannot_keep(keep),
         };
         if let Some(error) = error {
             return reply(out, command, Err(error));
@@ -449,7 +479,10 @@ impl SecondaryGroup {
 
     fn cannot_keep(&self, keep: Keep) -> Option<GroupError> {
         match keep {
+            // Neither what the primary had nor what this node had: a part of both.
+            Keep::Latest if self.record.inconsistent => Some(GroupError::Inconsistent),
             Keep::Latest => None,
+            _ if self.record.inconsistent && !self.leads_back => Some(GroupError::Inconsistent),
             _ if !self.config.buffer => Some(GroupError::NoBuffer),
             _ if !self.has_view() => Some(GroupError::ViewLost),
             _ => None,
@@ -462,9 +495,7 @@ impl SecondaryGroup {
         }
         let Some((command, keep)) = self.failovers.pop_front() else { return };
         // A begin that was under way may have changed what there is to keep.
-        let error =
-            if self.record.inconsistent { Some(GroupError::Inconsistent) } else { self.cannot_keep(keep) };
-        if let Some(error) = error {
+        if let Some(error) = self.cannot_keep(keep) {
             self.state =
                 if self.record.inconsistent { SecondaryState::Syncing } else { SecondaryState::PrimaryLost };
             self.timers.cancel(Timer::Deadline);
@@ -532,6 +563,7 @@ impl SecondaryGroup {
             StripeEvent::Drained
             | StripeEvent::LocalWriteFailed(_)
             | StripeEvent::PeerFailed(_)
+            | StripeEvent::PeerFlushFailed
             | StripeEvent::CopyFailed(_)
             | StripeEvent::CopyFinished
             | StripeEvent::Extended => return,

@@ -55,11 +55,13 @@ mod pair_tests;
 #[cfg(test)]
 mod primary_tests;
 #[cfg(test)]
+mod resync_tests;
+#[cfg(test)]
 mod start_tests;
 
 pub use dirty::DirtyMap;
 pub use group::*;
-pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState, SyncMode};
+pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState};
 pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
 pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
 pub use lane::{Answered, Incoming, Outgoing, Run};

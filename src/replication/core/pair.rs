@@ -1,7 +1,7 @@
 //! A whole pair of nodes made of the machines, two reactors each, with disks, a link, metadata and timers that finish
 //! in an order drawn from a seed. What the machines promise is checked against a log of what the primary launched.
 
-use super::super::{Epoch, Generation, Sequence};
+use super::super::{Epoch, Generation, Lineage, Sequence};
 use super::model::{Bytes, Disk, Maps, bytes};
 use super::*;
 use std::collections::{BTreeMap, VecDeque};
@@ -96,6 +96,9 @@ pub struct Pair {
     pub secondary_sizes: Sizes,
     /// The volume's size in the last handshake.
     agreed_bytes: u64,
+    sessions: u64,
+    /// Blocks that copies read at the primary.
+    pub copied: u64,
     primary_io: Vec<DiskIo>,
     secondary_io: Vec<DiskIo>,
     to_primary: VecDeque<Control>,
@@ -171,6 +174,8 @@ impl Pair {
             primary_sizes: sizes,
             secondary_sizes: sizes,
             agreed_bytes: 0,
+            sessions: 0,
+            copied: 0,
             primary_io: Vec::new(),
             secondary_io: Vec::new(),
             to_primary: VecDeque::new(),
@@ -273,7 +278,10 @@ impl Pair {
         }
         match output {
             PrimaryOutput::CompareRead { op, range, .. } => self.io(true, reactor, op, range, What::Compare),
-            PrimaryOutput::CopyRead { op, range } => self.io(true, reactor, op, range, What::Copy),
+            PrimaryOutput::CopyRead { op, range } => {
+                self.copied += u64::from(range.blocks);
+                self.io(true, reactor, op, range, What::Copy);
+            }
             PrimaryOutput::SubmitWrite { op, range, data, .. } => {
                 let epoch = self.primary[reactor].epoch();
                 let token = self.primary[reactor].token_of(op);
@@ -365,6 +373,8 @@ impl Pair {
             }
             GroupOutput::Send(_) => {}
             GroupOutput::Connect => self.connect(),
+            // The test mends the link.
+            GroupOutput::Reconnect => {}
             GroupOutput::Disconnect => self.cut_link(),
             GroupOutput::PersistRecord(_, bytes) => {
                 self.sizes(primary).pending = bytes[0] / BLOCK_BYTES;
@@ -421,14 +431,48 @@ impl Pair {
         let here = sizes(&self.primary_sizes, &self.primary_disk);
         let there = sizes(&self.secondary_sizes, &self.secondary_disk);
         assert!(there.disk_bytes >= here.volume_bytes, "the handshake never refuses a legal pair");
+        // Connections reach a reactor behind the orders that it was given before.
+        for reactor in 0..REACTORS {
+            while !self.orders_primary[reactor].is_empty() {
+                self.order_primary(reactor);
+            }
+            while !self.orders_secondary[reactor].is_empty() {
+                self.order_secondary(reactor);
+            }
+        }
         self.links.iter_mut().for_each(|link| *link = Link::default());
         self.connected = true;
         self.agreed_bytes = here.volume_bytes;
         self.secondary_group.connected(&[here.volume_bytes]);
         let record = self.secondary_group.record();
-        self.with_primary_group(|group, out| {
-            group.connected(record.newest, record.generation, REACTORS as u16, &[there], out);
-        });
+        self.sessions += 1;
+        let greeting = Greeting {
+            newest: record.newest,
+            generation: record.generation,
+            lanes: REACTORS as u16,
+            lineage: record.lineage,
+            session: self.sessions,
+        };
+        self.with_primary_group(|group, out| group.connected(&greeting, &[there], out));
+    }
+
+    /// The way to the peer is free again: who seeks it finds it.
+    pub fn mend_link(&mut self) {
+        if self.primary_group.wants_peer() && !self.connected {
+            self.connect();
+        }
+    }
+
+    /// What is marked as differing, in blocks.
+    pub fn marked(&self) -> u64 {
+        self.primary.iter().map(|machine| machine.dirty().bytes() / BLOCK_BYTES).sum()
+    }
+
+    pub fn allow_copy(&mut self, blocks: Option<u64>) {
+        for reactor in 0..REACTORS {
+            let bytes = blocks.map(|blocks| blocks * BLOCK_BYTES);
+            self.with_primary(reactor, |machine, out| machine.allow_copy(bytes, out));
+        }
     }
 
     /// The connections break; what was on the way is gone.
@@ -453,7 +497,8 @@ impl Pair {
         let config =
             SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
         let sizes: Vec<VolumeSize> = self.secondary_group.sizes().collect();
-        self.secondary_group = SecondaryGroup::new(config, self.secondary_group.record(), &sizes);
+        let record = GroupRecord { lineage: Lineage(0), ..self.secondary_group.record() };
+        self.secondary_group = SecondaryGroup::new(config, record, &sizes);
     }
 
     /// The primary node dies: nothing of it goes on.
@@ -502,10 +547,12 @@ impl Pair {
         let mut ok = None;
         match order {
             ToStripes::LinkDown => self.secondary[reactor].link_down(),
-            ToStripes::Begin { generation, base, volume_bytes } => {
+            ToStripes::Begin { generation, base, volume_bytes, originals } => {
                 assert_eq!(volume_bytes, [self.agreed_bytes], "the primary's size counts");
-                self.secondary[reactor].begin(generation, base, volume_bytes[0] / BLOCK_BYTES);
-                self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
+                self.secondary[reactor].begin(generation, base, volume_bytes[0] / BLOCK_BYTES, originals);
+                if originals != Originals::Kept {
+                    self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
+                }
                 ok = Some(true);
             }
             ToStripes::Prepare { epoch, lasts } => self.preparing[reactor] = Some((epoch, lasts)),

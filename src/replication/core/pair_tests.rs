@@ -18,7 +18,7 @@ fn random_write(pair: &mut Pair) {
     pair.write(lba, blocks, byte);
 }
 
-fn running(seed: u64, ack: AckMode, limit: usize) -> Pair {
+pub fn running(seed: u64, ack: AckMode, limit: usize) -> Pair {
     running_with_blocks(seed, ack, limit, BLOCKS)
 }
 

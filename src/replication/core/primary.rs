@@ -170,7 +170,6 @@ enum Gate {
 /// What is copied to the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Scope {
-    Everything,
     Marked,
     /// What lies behind the volume's end and is to become a part of it: through this block. No host sees it yet.
     Behind {
@@ -217,6 +216,10 @@ pub struct PrimaryStripes<P> {
     parked: VecDeque<OpId>,
     copying: Copying,
     copy_round: u32,
+    /// What was marked when the copy began.
+    copy_bytes: u64,
+    /// What may be copied before the next allowance; less than nothing after a piece that was larger than it.
+    allowance: Option<i64>,
     order: u64,
 }
 
@@ -239,6 +242,8 @@ impl<P: Payload> PrimaryStripes<P> {
             parked: VecDeque::new(),
             copying: Copying::Idle,
             copy_round: 0,
+            copy_bytes: 0,
+            allowance: None,
             order: 0,
         }
     }
@@ -266,12 +271,20 @@ impl<P: Payload> PrimaryStripes<P> {
         self.ops.get(id).map_or(0, |op| op.token)
     }
 
-    /// How far a full sync is: the next block to copy, or `None` when none runs.
-    pub fn copy_cursor(&self) -> Option<u64> {
+    /// What the last copy that was begun has to copy in all, and what is left of it.
+    pub fn copy_progress(&self) -> (u64, u64) {
         match self.copying {
-            Copying::Idle => None,
-            Copying::Running { cursor, .. } => Some(cursor),
+            Copying::Idle => (self.copy_bytes, 0),
+            Copying::Running { in_flight, .. } => {
+                let left = self.dirty.bytes() + u64::from(in_flight) * u64::from(COPY_BYTES);
+                (self.copy_bytes, left.min(self.copy_bytes))
+            }
         }
+    }
+
+    /// Whether there is anything to copy that an allowance would be for.
+    pub fn is_copying(&self) -> bool {
+        matches!(self.copying, Copying::Running { scope: Scope::Marked, .. })
     }
 
     /// A host's command. Reads need no machine: they go to the disk as they are, unless the node is fenced.
@@ -630,6 +643,9 @@ impl<P: Payload> PrimaryStripes<P> {
     /// is what it does with this event.
     pub fn peer_refused(&mut self, range: Range, refusal: PeerRefusal, out: &mut Vec<PrimaryOutput<P>>) {
         self.dirty.mark(range);
+        if range.blocks == 0 && refusal == PeerRefusal::DiskWrite {
+            out.push(PrimaryOutput::Event(StripeEvent::PeerFlushFailed));
+        }
         out.push(PrimaryOutput::Event(StripeEvent::PeerFailed(refusal)));
     }
 
@@ -755,11 +771,25 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
-    /// Copies what this machine owns to the peer, through the range lock, while hosts go on: everything, or what is
-    /// marked as differing.
+    /// Copies what this machine owns and is marked to the peer, through the range lock, while hosts go on. For the rest
+    /// `only_dirty` says that it is equal; otherwise everything is marked first, so that whatever interrupts the copy
+    /// leaves what is left of it.
     pub fn start_copy(&mut self, only_dirty: bool, out: &mut Vec<PrimaryOutput<P>>) {
-        let scope = if only_dirty { Scope::Marked } else { Scope::Everything };
-        self.copy(0, scope, out);
+        if !only_dirty {
+            self.dirty.mark_all();
+        }
+        self.copy_bytes = self.dirty.bytes();
+        self.copy(0, Scope::Marked, out);
+    }
+
+    /// So many bytes may be copied until the next allowance; `None`: as many as go. What was left of the last one is
+    /// not kept.
+    pub fn allow_copy(&mut self, bytes: Option<u64>, out: &mut Vec<PrimaryOutput<P>>) {
+        self.allowance = bytes.map(|bytes| {
+            let bytes = bytes.min(i64::MAX as u64) as i64;
+            self.allowance.unwrap_or(0).saturating_add(bytes).min(bytes)
+        });
+        self.copy_more(out);
     }
 
     /// Makes room for a volume of so many blocks, and copies what this machine owns behind the volume's present end to
@@ -796,7 +826,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 if in_flight == 0 {
                     self.copying = Copying::Idle;
                     out.push(PrimaryOutput::Event(match scope {
-                        Scope::Everything | Scope::Marked => StripeEvent::CopyFinished,
+                        Scope::Marked => StripeEvent::CopyFinished,
                         Scope::Behind { .. } => StripeEvent::Extended,
                     }));
                 }
@@ -804,6 +834,14 @@ impl<P: Payload> PrimaryStripes<P> {
             };
             if in_flight >= COPY_DEPTH {
                 return;
+            }
+            if scope == Scope::Marked
+                && let Some(left) = &mut self.allowance
+            {
+                if *left <= 0 {
+                    return;
+                }
+                *left -= i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
             }
             self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, scope };
             let op = Op {
@@ -822,17 +860,10 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// The next piece at or after `cursor` in a stripe that this machine owns.
-    fn next_copy(&self, mut cursor: u64, scope: Scope) -> Option<Range> {
-        let end = match scope {
-            Scope::Everything | Scope::Marked => self.blocks,
-            Scope::Behind { end } => end,
-        };
-        loop {
-            let range = self.next_owned(cursor, end)?;
-            if scope != Scope::Marked || self.dirty.is_dirty(range) {
-                return Some(range);
-            }
-            cursor = range.end();
+    fn next_copy(&self, cursor: u64, scope: Scope) -> Option<Range> {
+        match scope {
+            Scope::Marked => self.dirty.next(cursor, COPY_BYTES / self.config.geometry.block_bytes),
+            Scope::Behind { end } => self.next_owned(cursor, end),
         }
     }
 

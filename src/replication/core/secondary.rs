@@ -7,6 +7,7 @@
 
 use super::super::{Epoch, Generation, Sequence};
 use super::dirty::DirtyMap;
+use super::group::Originals;
 use super::maps::{BufferFull, GranuleMaps};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
@@ -270,17 +271,25 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         matches!(self.role, Role::Promoted { .. }) || self.committed >= self.lost_through
     }
 
-    /// A session begins with both disks said or about to be made equal: nothing of an earlier one counts any more.
-    /// The volume has the primary's size, for which there is room.
-    pub fn begin(&mut self, generation: Generation, base: Epoch, blocks: u64) {
+    /// A session begins with both disks said or about to be made equal; `base` is the last checkpoint. The volume has the
+    /// primary's size, for which there is room. What is still on its way to the disk from an earlier session goes there
+    /// before anything of this one.
+    pub fn begin(&mut self, generation: Generation, base: Epoch, blocks: u64, originals: Originals) {
         self.link_down();
         self.resize(blocks);
         self.generation = generation;
-        self.committed = base;
-        self.open = base;
-        self.lost_through = if self.config.buffer { Epoch(0) } else { NEVER };
         self.broken = None;
-        self.maps.drop_all();
+        let lost = match originals {
+            Originals::Kept => None,
+            Originals::Anew => Some(Epoch(0)),
+            Originals::Lost(through) => Some(through),
+        };
+        if let Some(lost_through) = lost {
+            self.committed = base;
+            self.open = base;
+            self.lost_through = if self.config.buffer { lost_through } else { NEVER };
+            self.maps.drop_all();
+        }
         self.pin_everything();
         self.changes += 1;
     }

@@ -1,6 +1,6 @@
 //! How a primary's group gets its session: a peer that is late, one that is reached and does not begin, a change of mind.
 
-use super::super::{Epoch, Generation};
+use super::super::{Epoch, Generation, Lineage};
 use super::*;
 
 type Out = Vec<GroupOutput>;
@@ -23,13 +23,19 @@ fn start(group: &mut PrimaryGroup, wait_ms: u32) -> Out {
 
 fn connect(group: &mut PrimaryGroup) -> Out {
     let mut out = Vec::new();
-    group.connected(Epoch(7), Generation(1), 1, &[], &mut out);
+    group.connected(&greeting(Lineage(0)), &[], &mut out);
     out
+}
+
+/// A peer as it greets in session 5.
+fn greeting(lineage: Lineage) -> Greeting {
+    Greeting { newest: Epoch(7), generation: Generation(1), lanes: 1, lineage, session: 5 }
 }
 
 fn begun(group: &mut PrimaryGroup, epoch: u64) -> Out {
     let mut out = Vec::new();
-    group.message(Control::Begin { epoch: Epoch(epoch), full: false }, &mut out);
+    let begin = Control::Begin { epoch: Epoch(epoch), sync: SyncMode::None, lineage: Lineage(5) };
+    group.message(begin, &mut out);
     out
 }
 
@@ -123,4 +129,77 @@ fn stopping_ends_the_attempts_and_answers_the_start() {
     assert!(connect(&mut group).is_empty(), "what was under way comes too late");
     assert!(!start(&mut group, 300).is_empty());
     assert_eq!(group.state(), PrimaryState::Connecting);
+}
+
+/// A group whose session was lost.
+fn lost() -> PrimaryGroup {
+    let mut group = group();
+    start(&mut group, 0);
+    connect(&mut group);
+    begun(&mut group, 8);
+    let mut out = Vec::new();
+    group.disconnected(&mut out);
+    assert_eq!(out.last(), Some(&GroupOutput::Reconnect));
+    assert_eq!(group.state(), PrimaryState::ResyncRequired);
+    group
+}
+
+#[test]
+fn what_a_lost_peer_lacks_is_copied_only_to_a_disk_of_the_same_lineage() {
+    let sync_of = |out: &Out| {
+        out.iter().find_map(|output| match output {
+            GroupOutput::Send(Control::Begin { sync, lineage, .. }) => Some((*sync, *lineage)),
+            _ => None,
+        })
+    };
+    let mut out = Vec::new();
+    lost().connected(&greeting(Lineage(5)), &[], &mut out);
+    assert_eq!(sync_of(&out), Some((SyncMode::Changed, Lineage(5))));
+    // The peer restarted, or followed somebody else meanwhile.
+    for lineage in [Lineage(0), Lineage(6)] {
+        let mut group = lost();
+        let mut out = Vec::new();
+        group.connected(&greeting(lineage), &[], &mut out);
+        assert!(
+            out.contains(&GroupOutput::Event(GroupEvent::StartFailed(GroupError::UnknownPeer))),
+            "{out:?}"
+        );
+        assert_eq!((sync_of(&out), group.wants_peer()), (None, false));
+        assert_eq!(group.state(), PrimaryState::ResyncRequired);
+    }
+    // Neither has a lineage: they have nothing in common.
+    let mut group = group();
+    let mut out = Vec::new();
+    group.start(1, SyncMode::Changed, 300, &mut out);
+    assert_eq!(answers(&connect(&mut group)), [Err(GroupError::UnknownPeer)]);
+}
+
+#[test]
+fn a_failed_flush_of_the_peer_ends_what_is_known_of_its_disk() {
+    let mut group = group();
+    start(&mut group, 0);
+    connect(&mut group);
+    begun(&mut group, 8);
+    let mut out = Vec::new();
+    group.event(StripeEvent::PeerFlushFailed, &mut out);
+    group.event(StripeEvent::PeerFailed(PeerRefusal::DiskWrite), &mut out);
+    group.connected(&greeting(Lineage(5)), &[], &mut out);
+    assert!(out.contains(&GroupOutput::Event(GroupEvent::StartFailed(GroupError::UnknownPeer))), "{out:?}");
+}
+
+#[test]
+fn a_lost_peer_that_does_not_begin_or_refuses_is_sought_on_with_pauses() {
+    let mut group = lost();
+    let mut out = Vec::new();
+    group.connected(&greeting(Lineage(5)), &[], &mut out);
+    let (deadline, _) = armed(&out).expect("a deadline");
+    assert_eq!(expire(&mut group, deadline), [GroupOutput::Reconnect]);
+    assert!(group.wants_peer() && group.state() == PrimaryState::ResyncRequired);
+    group.connected(&greeting(Lineage(5)), &[], &mut out);
+    group.refused(GroupError::Refused, &mut out);
+    assert!(group.wants_peer() && group.state() == PrimaryState::ResyncRequired);
+    group.refused(GroupError::Refused, &mut out);
+    assert!(group.wants_peer());
+    group.stop(2, &mut out);
+    assert!(!group.wants_peer(), "until an operator ends it");
 }

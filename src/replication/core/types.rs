@@ -235,6 +235,8 @@ pub enum StripeEvent {
     LocalWriteFailed(Range),
     /// The peer failed a write: the range is dirty and the peer no longer follows.
     PeerFailed(PeerRefusal),
+    /// The peer's disk failed a flush: what it acknowledged before may be gone, and nobody knows what of it.
+    PeerFlushFailed,
     /// A write of the secondary's disk missed its deadline and is held in memory.
     HungDisk(Range),
     /// A hung disk answered: everything that was held in memory is on it.

@@ -29,6 +29,7 @@ pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce:
         role: if is_primary { LinkRole::Primary } else { LinkRole::Secondary },
         granule_bytes: fixed.granule_bytes,
         stripe_bytes: STRIPE_BYTES,
+        lineage: record.lineage,
         volumes: fixed
             .bdevs
             .iter()
@@ -128,6 +129,7 @@ mod tests {
             role,
             granule_bytes: 4096,
             stripe_bytes: STRIPE_BYTES,
+            lineage: crate::replication::Lineage(7),
             volumes: vec![volume],
         };
         let hello = Hello {

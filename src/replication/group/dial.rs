@@ -1,5 +1,6 @@
 //! The primary's way to a session: the control connection, the handshake, then one data connection for each pair of
-//! reactors. After a loss: knocking at the peer's door now and then, to hear whether this node was replaced.
+//! reactors. After a loss: the same again, with growing pauses. Where that cannot be: knocking at the peer's door now and
+//! then, to hear whether this node was replaced.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -14,8 +15,8 @@ use super::home::{ControlOwner, Home, Machine, home_of};
 use super::options::RoleOptions;
 use crate::env::SgList;
 use crate::reactor::{self, TimerHandler};
-use crate::replication::Generation;
-use crate::replication::core::{GroupError, PrimaryState};
+use crate::replication::Lineage;
+use crate::replication::core::{Greeting, GroupError, PrimaryState};
 use crate::replication::link::wire::VERSION;
 use crate::replication::link::{
     Attempt, Backoff, CloseReason, ConnectError, ConnectOwner, Connection, DataHello, HANDSHAKE_DEADLINE,
@@ -42,16 +43,43 @@ pub(super) struct Dial {
     purpose: Cell<Purpose>,
     attempt: RefCell<Option<Rc<Attempt>>>,
     backoff: RefCell<Backoff>,
+    /// Names the wait that counts.
+    waits: Cell<u64>,
     hello: RefCell<Option<(Hello, HelloBody)>>,
     /// Data connections that have not passed their handshake.
     lanes_left: Cell<u32>,
-    peer: Cell<(u64, Generation, u16)>,
+    peer: Cell<Option<Greeting>>,
 }
 
 impl Dial {
+    /// Begins a pause, in the place of any that runs; returns its name.
+    fn pause(&self) -> u64 {
+        let name = self.waits.get().wrapping_add(1) | 1;
+        self.waits.set(name);
+        name
+    }
+
+    fn is_pausing(&self) -> bool {
+        self.waits.get() & 1 == 1
+    }
+
+    /// Whether this is the end of the pause that runs.
+    fn end_pause(&self, name: u64) -> bool {
+        let current = self.waits.get() == name;
+        if current {
+            self.waits.set(name.wrapping_add(1));
+        }
+        current
+    }
+
     /// Whether a hello was sent and not answered.
     pub fn is_waiting(&self) -> bool {
         self.hello.borrow().is_some()
+    }
+
+    /// The disks are in step: the next loss is the first one again.
+    pub fn settled(&self) {
+        self.backoff.borrow_mut().reset();
     }
 
     pub fn cancel(&self) {
@@ -103,17 +131,28 @@ impl Home {
         }
     }
 
+    /// The peer was lost: makes a session again after a while.
+    pub fn reconnect_later(&self) {
+        self.dial.purpose.set(Purpose::Session);
+        self.wait_and_dial();
+    }
+
+    fn wants_peer(&self) -> bool {
+        matches!(&*self.machine.borrow(), Machine::Primary(group) if group.wants_peer())
+    }
+
     /// A session failed: while one is wanted, tries again after a while.
     pub fn redial_later(&self) {
-        if self.primary_state() == Some(PrimaryState::Connecting) {
-            self.dial.purpose.set(Purpose::Session);
-            self.wait_and_dial();
+        if self.wants_peer() {
+            if !self.dial.is_pausing() {
+                self.reconnect_later();
+            }
         } else if self.dial.purpose.get() == Purpose::Probe {
             self.probe_later();
         }
     }
 
-    /// The peer was lost: knock now and then.
+    /// There will be no session without an operator: knock now and then.
     pub fn probe_later(&self) {
         if self.primary_state() == Some(PrimaryState::ResyncRequired) {
             self.dial.purpose.set(Purpose::Probe);
@@ -124,7 +163,7 @@ impl Home {
     fn wait_and_dial(&self) {
         let wait = self.dial.backoff.borrow_mut().wait();
         let waiting = Rc::new(Attempting { home: self.this(), session: 0 });
-        reactor::timer_after(wait, waiting, 0);
+        reactor::timer_after(wait, waiting, self.dial.pause());
     }
 
     fn reached(&self, socket: Arc<OwnedFd>, session: u64) {
@@ -161,14 +200,20 @@ impl Home {
             return self.probe_later();
         }
         self.peer_sizes.replace(claim::sizes(&body));
-        self.dial_lanes(hello);
+        self.dial_lanes(hello, body.lineage);
     }
 
-    fn dial_lanes(&self, hello: Hello) {
+    fn dial_lanes(&self, hello: Hello, lineage: Lineage) {
         let Some(address) = self.address() else { return };
         let (serial, session, lanes) = (self.fixed.serial, self.session.get(), hello.reactors);
         self.dial.lanes_left.set(u32::from(self.fixed.reactors) * u32::from(lanes));
-        self.dial.peer.set((hello.committed_epoch.0, hello.generation, lanes));
+        self.dial.peer.set(Some(Greeting {
+            newest: hello.committed_epoch,
+            generation: hello.generation,
+            lanes,
+            lineage,
+            session,
+        }));
         for from in 0..self.fixed.reactors {
             let (group, generation) = (self.fixed.uuid, self.record().generation);
             reactor::spawn_call(usize::from(from), move || {
@@ -196,12 +241,9 @@ impl Home {
         }
         self.dial.lanes_left.set(self.dial.lanes_left.get().saturating_sub(1));
         if self.dial.lanes_left.get() == 0 {
-            self.dial.backoff.borrow_mut().reset();
-            let (newest, generation, lanes) = self.dial.peer.get();
+            let Some(greeting) = self.dial.peer.take() else { return };
             let sizes = self.peer_sizes.borrow().clone();
-            self.primary(|group, out| {
-                group.connected(crate::replication::Epoch(newest), generation, lanes, &sizes, out)
-            });
+            self.primary(|group, out| group.connected(&greeting, &sizes, out));
         }
     }
 
@@ -229,6 +271,7 @@ impl Home {
                 self.close_session();
                 self.primary(|group, out| group.refused(GroupError::Refused, out));
                 self.secondary(|group, out| group.disconnected(out));
+                self.redial_later();
             }
             _ => self.session_lost(&why),
         }
@@ -250,11 +293,11 @@ impl ConnectOwner for Attempting {
 
 impl TimerHandler for Attempting {
     /// The wait before the next attempt is over.
-    fn timer_fired(self: Rc<Self>, _tag: u64) {
-        let Some(home) = self.home.upgrade() else { return };
+    fn timer_fired(self: Rc<Self>, tag: u64) {
+        let Some(home) = self.home.upgrade().filter(|home| home.dial.end_pause(tag)) else { return };
         let wanted = match home.dial.purpose.get() {
             Purpose::Nothing => false,
-            Purpose::Session => home.primary_state() == Some(PrimaryState::Connecting),
+            Purpose::Session => home.wants_peer(),
             Purpose::Probe => home.primary_state() == Some(PrimaryState::ResyncRequired),
         };
         if wanted && home.session.get() == 0 && home_of(home.fixed.serial).is_some() {

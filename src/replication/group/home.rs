@@ -139,6 +139,8 @@ pub(super) struct Home {
     pub listener: RefCell<Option<Rc<Listener>>>,
     pub error: RefCell<Option<String>>,
     heartbeats: Cell<u64>,
+    /// When the copy that runs began.
+    syncing_since_ns: Cell<u64>,
     copies: RefCell<HashMap<usize, usize>>,
     drains: RefCell<HashMap<usize, usize>>,
     this: Weak<Home>,
@@ -168,6 +170,7 @@ impl Home {
             listener: RefCell::default(),
             error: RefCell::default(),
             heartbeats: Cell::new(0),
+            syncing_since_ns: Cell::new(0),
             copies: RefCell::default(),
             drains: RefCell::default(),
             this: this.clone(),
@@ -231,6 +234,7 @@ impl Home {
                 GroupOutput::ToStripes(order) => orders::give(&self.fixed, &order),
                 GroupOutput::Send(control) => self.send(&control),
                 GroupOutput::Connect => self.dial_session(),
+                GroupOutput::Reconnect => self.reconnect_later(),
                 GroupOutput::Disconnect => self.close_session(),
                 GroupOutput::PersistRecord(record, bytes) => self.persist(record, &bytes),
                 GroupOutput::Resize { volume, bytes } => self.resize(volume, bytes),
@@ -309,15 +313,18 @@ impl Home {
                     "replication_link_lost",
                     known.unwrap_or_else(|| "the link to the peer is lost".into()),
                 );
-                self.probe_later();
             }
             GroupEvent::StartFailed(error) => {
                 // What the peer said says more than that it refused.
                 let said = self.error.borrow().clone().filter(|_| error == GroupError::Refused);
                 failed("replication_start_failed", said.unwrap_or_else(|| error.to_string()));
+                self.probe_later();
             }
             GroupEvent::SyncFailed => {
-                failed("replication_sync_failed", "the full sync could not read its source".to_string());
+                failed(
+                    "replication_sync_failed",
+                    "a copy for the peer could not read this node's disk".to_string(),
+                );
             }
             GroupEvent::CheckpointFailed(error) => failed("replication_checkpoint_failed", error.to_string()),
             GroupEvent::PeerDiskFailed => {
@@ -344,10 +351,12 @@ impl Home {
                 );
             }
             GroupEvent::SyncStarted => {
+                self.syncing_since_ns.set(clock::now());
                 self.fixed.tell("replication_sync_started", "the volumes are being copied")
             }
             GroupEvent::SyncFinished => {
                 self.error.take();
+                self.dial.settled();
                 self.fixed.tell("replication_sync_finished", "the volumes are in step");
             }
             GroupEvent::BufferWatermark(percent) => {
@@ -475,6 +484,12 @@ impl Home {
             Some(silence) if silence < self.fixed.peer_timeout() / 2 => Peer::Heard,
             _ => Peer::Silent,
         }
+    }
+
+    /// How long the disks have been being made equal, if they are.
+    pub fn syncing_since(&self) -> Option<Duration> {
+        let syncing = matches!(&*self.machine.borrow(), Machine::Primary(group) if group.state() == PrimaryState::Syncing);
+        syncing.then(|| Duration::from_nanos(clock::now().saturating_sub(self.syncing_since_ns.get())))
     }
 
     /// A message of the control connection after the handshake.

@@ -303,12 +303,15 @@ impl Groups {
         sizes::check(&fixed)?;
         if let Some(options) = primary(&fixed.role) {
             let (serial, ack, policy) = (fixed.serial, options.ack, options.on_link_loss);
+            let rate = copy_rate(options.resync_rate_bytes);
             let fresh = self.reactors.call(HOME, SOON, move || {
                 home_of(serial).is_some_and(|home| !home.serving.swap(true, Ordering::Relaxed))
             })?;
             if fresh {
+                let reactors = fixed.reactors;
                 let serve = move || {
                     if let Some(shard) = shard_of(serial) {
+                        shard.set_copy_rate(rate, reactors);
                         shard.become_primary(ack, policy);
                     }
                 };
@@ -400,7 +403,8 @@ impl Groups {
         let for_primary = changes.ack.is_some()
             || changes.on_link_loss.is_some()
             || changes.checkpoint_timeout_ms.is_some()
-            || changes.checkpoint_interval_ms.is_some();
+            || changes.checkpoint_interval_ms.is_some()
+            || changes.resync_rate_bytes.is_some();
         if for_primary && !fixed.is_primary() {
             return Err(ReplicationError::Role(name.to_string(), "secondary"));
         }
@@ -422,6 +426,9 @@ impl Groups {
                 }
                 if let Some(interval) = changes.checkpoint_interval_ms {
                     group.set_interval(interval, out);
+                }
+                if let Some(rate) = changes.resync_rate_bytes {
+                    out.push(GroupOutput::ToStripes(ToStripes::SetCopyRate(copy_rate(rate))));
                 }
                 if let Some(ack) = changes.ack {
                     out.push(GroupOutput::ToStripes(ToStripes::SetAck(ack)));
@@ -468,21 +475,16 @@ impl Groups {
                 }
             };
             let sizes = home.known_peer_disks();
-            Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes))
+            let syncing = home.syncing_since();
+            Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes, syncing))
         };
-        let (state, is_primary, newest, record, error, connected, control_sent, peer_disks) = self
-            .reactors
-            .call(HOME, SOON, at_home)?
-            .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
+        let (state, is_primary, newest, record, error, connected, control_sent, peer_disks, syncing_since) =
+            self.reactors
+                .call(HOME, SOON, at_home)?
+                .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
         let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
-        let total: u64 = fixed.bdevs.iter().map(|bdev| bdev.size_bytes()).sum();
-        let sync = (state == "syncing").then(|| SyncInfo {
-            // Each reactor passes over the whole volume, past the stripes of the others.
-            copied_bytes: usages.iter().filter_map(|u| u.copied_blocks).sum::<u64>()
-                * u64::from(fixed.bdevs.first().map_or(512, |bdev| bdev.block_size()))
-                / u64::from(fixed.reactors.max(1)),
-            total_bytes: total,
-        });
+        let progress = |since| SyncInfo::new(sum(|u| u.copy_bytes), sum(|u| u.copy_left_bytes), since);
+        let sync = syncing_since.map(progress);
         let peers = peer_disks.into_iter().chain(std::iter::repeat(None));
         let volumes: Vec<VolumeInfo> =
             fixed.bdevs.iter().zip(&fixed.volumes).zip(peers).map(sizes::describe).collect();
@@ -520,6 +522,11 @@ impl Groups {
     }
 }
 
+/// The limit that an option names, if it is one.
+fn copy_rate(bytes_per_second: u64) -> Option<u64> {
+    Some(bytes_per_second).filter(|&rate| rate > 0)
+}
+
 /// Keeps changed options with those that made the group, so that a saved configuration has them.
 fn keep(options: &mut GroupOptions, changes: Changes) {
     options.peer_timeout_ms = changes.peer_timeout_ms.unwrap_or(options.peer_timeout_ms);
@@ -531,6 +538,7 @@ fn keep(options: &mut GroupOptions, changes: Changes) {
                 changes.checkpoint_timeout_ms.unwrap_or(primary.checkpoint_timeout_ms);
             primary.checkpoint_interval_ms =
                 changes.checkpoint_interval_ms.unwrap_or(primary.checkpoint_interval_ms);
+            primary.resync_rate_bytes = changes.resync_rate_bytes.unwrap_or(primary.resync_rate_bytes);
         }
         RoleOptions::Secondary(secondary) => {
             secondary.buffer_limit_bytes = changes.buffer_limit_bytes.unwrap_or(secondary.buffer_limit_bytes);
@@ -587,6 +595,7 @@ mod tests {
             on_link_loss: OnLinkLoss::Continue,
             checkpoint_timeout_ms: 10,
             checkpoint_interval_ms: 20,
+            resync_rate_bytes: 0,
         }));
         keep(&mut options, changes);
         let peer_timeout_ms = options.peer_timeout_ms;

@@ -53,6 +53,8 @@ pub struct PrimaryOptions {
     pub checkpoint_timeout_ms: u32,
     /// 0: only on command.
     pub checkpoint_interval_ms: u32,
+    /// What is copied in a second at most; 0: as much as goes.
+    pub resync_rate_bytes: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +90,7 @@ pub struct Changes {
     pub on_link_loss: Option<OnLinkLoss>,
     pub checkpoint_timeout_ms: Option<u32>,
     pub checkpoint_interval_ms: Option<u32>,
+    pub resync_rate_bytes: Option<u64>,
     pub buffer_limit_bytes: Option<u64>,
     pub peer_timeout_ms: Option<u32>,
 }
@@ -118,7 +121,21 @@ pub struct BufferInfo {
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct SyncInfo {
     pub copied_bytes: u64,
+    pub left_bytes: u64,
     pub total_bytes: u64,
+    /// On the average since it began.
+    pub bytes_per_second: u64,
+    /// At that rate; not known before anything was copied.
+    pub seconds_left: Option<u64>,
+}
+
+impl SyncInfo {
+    pub(super) fn new(total_bytes: u64, left_bytes: u64, since: Duration) -> SyncInfo {
+        let copied_bytes = total_bytes.saturating_sub(left_bytes);
+        let bytes_per_second = (copied_bytes as f64 / since.as_secs_f64().max(0.001)) as u64;
+        let seconds_left = (bytes_per_second > 0).then(|| left_bytes.div_ceil(bytes_per_second));
+        SyncInfo { copied_bytes, left_bytes, total_bytes, bytes_per_second, seconds_left }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -141,7 +158,7 @@ pub struct GroupInfo {
     /// An upper bound of the bytes that the peer lacks.
     pub dirty_bytes: u64,
     pub buffer: BufferInfo,
-    /// While a full sync runs.
+    /// While the disks are being made equal; a primary knows.
     pub sync: Option<SyncInfo>,
     pub error: Option<String>,
 }
@@ -206,6 +223,15 @@ pub(super) fn identity(parts: &[&str]) -> Uuid {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn progress_is_told_by_what_is_left_and_the_rate_so_far() {
+        let at = |left, ms| SyncInfo::new(1000, left, Duration::from_millis(ms));
+        let sync = at(600, 2000);
+        assert_eq!((sync.copied_bytes, sync.bytes_per_second, sync.seconds_left), (400, 200, Some(3)));
+        assert_eq!((at(1000, 2000).bytes_per_second, at(1000, 2000).seconds_left), (0, None));
+        assert_eq!(at(0, 0).seconds_left, Some(0));
+    }
 
     #[test]
     fn identities_depend_on_every_part_and_on_its_borders() {

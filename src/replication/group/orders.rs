@@ -46,11 +46,12 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         ToStripes::Thaw => shard.thaw(),
         ToStripes::StartCopy { only_dirty } => shard.start_copy(only_dirty),
         ToStripes::Fence => shard.fence(),
+        ToStripes::SetCopyRate(rate) => shard.set_copy_rate(rate, fixed.reactors),
         ToStripes::SetAck(ack) => shard.set_ack(ack),
         ToStripes::SetOnLinkLoss(policy) => shard.set_on_link_loss(policy),
-        ToStripes::Begin { generation, base, volume_bytes } => {
+        ToStripes::Begin { generation, base, volume_bytes, originals } => {
             let made = fixed.become_secondary(shard, generation, base);
-            shard.begin(generation, base, &volume_bytes);
+            shard.begin(generation, base, &volume_bytes, originals);
             tell(serial, move |home| home.secondary(|group, out| group.done(made, out)));
         }
         ToStripes::Prepare { epoch, lasts } => {

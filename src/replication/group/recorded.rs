@@ -12,9 +12,9 @@ use uuid::Uuid;
 use super::claim;
 use super::options::*;
 use crate::bdev::Bdev;
-use crate::replication::Generation;
 use crate::replication::core::GroupRecord;
 use crate::replication::metadata::{FileRole, Record, Store};
+use crate::replication::{Generation, Lineage};
 
 /// Why a group is not made of this record and this configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -134,6 +134,8 @@ fn decide(
         // One that was promoted and did not finish is an inconsistent follower now: there is nothing to serve.
         inconsistent: !record.consistent,
         promoted,
+        // The primary's map and the secondary's buffer are memory: after a restart neither knows what the other lacks.
+        lineage: Lineage(0),
     })
 }
 

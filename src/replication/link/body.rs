@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::message::{AckStatus, LinkRole, WireError};
 use super::wire::{NAME_BYTES_MAX, RawAckEntry, RawGroup, RawLastSequence, RawVolume, TEXT_BYTES_MAX, kind};
-use crate::replication::Sequence;
+use crate::replication::{Lineage, Sequence};
 
 /// Payload of Hello and HelloReply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub struct HelloBody {
     pub role: LinkRole,
     pub granule_bytes: u32,
     pub stripe_bytes: u64,
+    pub lineage: Lineage,
     /// In the order that `volume` numbers of other messages count.
     pub volumes: Vec<VolumeIdentity>,
 }
@@ -68,6 +69,7 @@ impl HelloBody {
             role: LinkRole::from_code(u16::from(group.role)).ok_or(wrong("an unknown role"))?,
             granule_bytes: group.granule_bytes.get(),
             stripe_bytes: group.stripe_bytes.get(),
+            lineage: Lineage(group.lineage.get()),
             volumes: volumes.collect::<Result<_, _>>()?,
         })
     }
@@ -83,6 +85,7 @@ impl HelloBody {
             granule_bytes: U32::new(self.granule_bytes),
             stripe_bytes: U64::new(self.stripe_bytes),
             name,
+            lineage: U64::new(self.lineage.0),
         };
         let mut bytes = group.as_bytes().to_vec();
         for volume in &self.volumes {

@@ -38,7 +38,7 @@ fn size(generation: Generation, volume: u16, bytes: u64) -> Ordered {
 /// A control message and its payload, for [`super::Connection::send_bytes`].
 pub fn encode_control(generation: Generation, control: &Control) -> (Message, Vec<u8>) {
     let message = match *control {
-        Control::Begin { epoch, full } => Message::Begin { generation, epoch, full },
+        Control::Begin { epoch, sync, lineage } => Message::Begin { generation, epoch, sync, lineage },
         Control::SyncEnd { epoch } => Message::SyncEnd { generation, epoch },
         Control::Prepare { epoch, timeout_ms, ref lasts } => {
             let last = |last: &Last| LastSequence {
@@ -68,7 +68,9 @@ pub fn encode_control(generation: Generation, control: &Control) -> (Message, Ve
 /// What a message of the control connection says to the group machine. `None`: it is none of its business.
 pub fn parse_control(header: &Header, payload: &[Buf]) -> Result<Option<(Generation, Control)>, WireError> {
     Ok(Some(match header.message {
-        Message::Begin { generation, epoch, full } => (generation, Control::Begin { epoch, full }),
+        Message::Begin { generation, epoch, sync, lineage } => {
+            (generation, Control::Begin { epoch, sync, lineage })
+        }
         Message::SyncEnd { generation, epoch } => (generation, Control::SyncEnd { epoch }),
         Message::Prepare { generation, epoch, timeout_ms, .. } => {
             let list = payload.first().map_or(Ok(Vec::new()), |bytes| bytes.with(LastSequence::parse_all))?;
@@ -107,6 +109,8 @@ pub fn parse_control(header: &Header, payload: &[Buf]) -> Result<Option<(Generat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replication::Lineage;
+    use crate::replication::core::SyncMode;
     use crate::replication::link::parse;
 
     #[test]
@@ -115,8 +119,9 @@ mod tests {
         let last =
             |n| Last { primary_reactor: n, secondary_reactor: 1, sequence: Sequence(u64::from(n) * 9) };
         let mut all = vec![
-            Control::Begin { epoch, full: true },
-            Control::Begin { epoch, full: false },
+            Control::Begin { epoch, sync: SyncMode::Full, lineage: Lineage(1) },
+            Control::Begin { epoch, sync: SyncMode::None, lineage: Lineage(2) },
+            Control::Begin { epoch, sync: SyncMode::Changed, lineage: Lineage(u64::MAX) },
             Control::SyncEnd { epoch },
             Control::Prepare { epoch, timeout_ms: 500, lasts: (0..3).map(last).collect() },
             Control::Prepare { epoch, timeout_ms: 500, lasts: Vec::new() },

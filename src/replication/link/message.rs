@@ -8,7 +8,8 @@ use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::wire::*;
-use crate::replication::{Epoch, Generation, Sequence};
+use crate::replication::core::SyncMode;
+use crate::replication::{Epoch, Generation, Lineage, Sequence};
 
 /// What is wrong with a header. After any of these the stream cannot be trusted: refuse and close.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -248,7 +249,7 @@ pub enum Message {
     Committed { generation: Generation, epoch: Epoch, outcome: Outcome },
     Abort { generation: Generation, epoch: Epoch },
     Aborted { generation: Generation, epoch: Epoch, outcome: Outcome },
-    Begin { generation: Generation, epoch: Epoch, full: bool },
+    Begin { generation: Generation, epoch: Epoch, sync: SyncMode, lineage: Lineage },
     SyncEnd { generation: Generation, epoch: Epoch },
 }
 
@@ -393,8 +394,14 @@ impl Message {
             | Message::Abort { generation, epoch }
             | Message::SyncEnd { generation, epoch }
             | Message::Bye { generation, epoch } => zerocopy::transmute!(checkpoint(generation, epoch, 0)),
-            Message::Begin { generation, epoch, full } => {
-                zerocopy::transmute!(checkpoint(generation, epoch, u16::from(full)))
+            Message::Begin { generation, epoch, sync, lineage } => {
+                let code = match sync {
+                    SyncMode::None => 0,
+                    SyncMode::Full => 1,
+                    SyncMode::Changed => 2,
+                };
+                let lineage = U64::new(lineage.0);
+                zerocopy::transmute!(RawCheckpoint { lineage, ..checkpoint(generation, epoch, code) })
             }
         }
     }
@@ -407,7 +414,8 @@ fn checkpoint(generation: Generation, epoch: Epoch, code: u16) -> RawCheckpoint 
         timeout_ms: U32::new(0),
         code: U16::new(code),
         entries: U16::new(0),
-        reserved: [0; 24],
+        lineage: U64::new(0),
+        reserved: [0; 16],
     }
 }
 
@@ -565,12 +573,13 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
         }
         kind::BEGIN => {
             let (generation, epoch, b) = step();
-            let full = match b.code.get() {
-                0 => false,
-                1 => true,
+            let sync = match b.code.get() {
+                0 => SyncMode::None,
+                1 => SyncMode::Full,
+                2 => SyncMode::Changed,
                 code => return Err(WireError::Code { kind, code }),
             };
-            Message::Begin { generation, epoch, full }
+            Message::Begin { generation, epoch, sync, lineage: Lineage(b.lineage.get()) }
         }
         other => return Err(WireError::Kind(other)),
     })

@@ -81,7 +81,7 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             sent_ns: n[3],
         })
     };
-    let hello_len = |h: &Hello| 112 + u32::from(h.volumes) * 104;
+    let hello_len = |h: &Hello| 120 + u32::from(h.volumes) * 104;
     let step =
         (ids(), code(Outcome::ALL), 0..8u8).prop_map(|((generation, epoch), outcome, which)| match which {
             0 => Message::Prepared { generation, epoch, outcome },
@@ -91,7 +91,10 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             4 => Message::Aborted { generation, epoch, outcome },
             5 => Message::Bye { generation, epoch },
             6 => Message::SyncEnd { generation, epoch },
-            _ => Message::Begin { generation, epoch, full: epoch.0 % 2 == 0 },
+            _ => {
+                let sync = [SyncMode::None, SyncMode::Full, SyncMode::Changed][(epoch.0 % 3) as usize];
+                Message::Begin { generation, epoch, sync, lineage: Lineage(epoch.0.rotate_left(7)) }
+            }
         });
     prop_oneof![
         write().prop_map(|m| match m {
@@ -178,6 +181,7 @@ proptest! {
             role: LinkRole::Secondary,
             granule_bytes: 4096,
             stripe_bytes: 1 << 20,
+            lineage: Lineage(n.rotate_left(9)),
             volumes: names.iter().map(volume).collect(),
         };
         let bytes = body.encode();

@@ -420,6 +420,7 @@ fn a_stranger_is_told_what_was_expected() {
         role: LinkRole::Primary,
         granule_bytes: 4096,
         stripe_bytes: 1 << 22,
+        lineage: crate::replication::Lineage(0),
         volumes: Vec::new(),
     };
     let body = body.encode();

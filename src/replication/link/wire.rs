@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the format. A change of any layout raises it; the frame itself, `Refusal` and the first 12 bytes of the
 /// hello bodies stay as they are for ever, so that two versions can tell each other what is wrong.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 
 /// Opens the body of every hello: "LOCKSTEP" as the bytes stand on the wire.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCKSTEP");
@@ -148,11 +148,13 @@ pub struct RawCheckpoint {
     pub epoch: U64,
     /// Prepare: milliseconds that the primary will wait.
     pub timeout_ms: U32,
-    /// Prepared, Committed, Aborted: the outcome. Begin: 1 for a session that starts with a full synchronisation.
+    /// Prepared, Committed, Aborted: the outcome. Begin: how the disks are made equal.
     pub code: U16,
     /// Prepare: sequences in the payload.
     pub entries: U16,
-    pub reserved: [u8; 24],
+    /// Begin: what the disks have in common from now on.
+    pub lineage: U64,
+    pub reserved: [u8; 16],
 }
 
 /// Payload entry of Prepare: the last sequence of the epoch on one data connection.
@@ -228,6 +230,7 @@ pub struct RawGroup {
     pub granule_bytes: U32,
     pub stripe_bytes: U64,
     pub name: [u8; NAME_BYTES_MAX + 1],
+    pub lineage: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -255,12 +258,12 @@ const _: () = {
     assert!(size_of::<RawOrdered>() == BODY_BYTES && offset_of!(RawOrdered, volume) == 32);
     assert!(size_of::<RawAcks>() == BODY_BYTES && offset_of!(RawAcks, entries) == 32);
     assert!(size_of::<RawAckEntry>() == 16);
-    assert!(size_of::<RawCheckpoint>() == BODY_BYTES && offset_of!(RawCheckpoint, entries) == 22);
+    assert!(size_of::<RawCheckpoint>() == BODY_BYTES && offset_of!(RawCheckpoint, lineage) == 24);
     assert!(size_of::<RawLastSequence>() == 16);
     assert!(size_of::<RawHeartbeat>() == BODY_BYTES && size_of::<RawRefusal>() == BODY_BYTES);
     assert!(size_of::<RawHello>() == BODY_BYTES && offset_of!(RawHello, generation) == 16);
     assert!(size_of::<RawDataHello>() == BODY_BYTES && offset_of!(RawDataHello, group) == 32);
-    assert!(size_of::<RawGroup>() == 112 && offset_of!(RawGroup, name) == 48);
+    assert!(size_of::<RawGroup>() == 120 && offset_of!(RawGroup, name) == 48);
     assert!(size_of::<RawVolume>() == 104 && offset_of!(RawVolume, disk_bytes) == 32);
     assert!(offset_of!(RawVolume, name) == 40);
 };

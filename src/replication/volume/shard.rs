@@ -17,8 +17,8 @@ use crate::bdev::BdevError;
 use crate::reactor::{self, TimerHandler, TimerId};
 use crate::replication::buffer::{BufferError, DiskBuffer, Quota, ReactorPages};
 use crate::replication::core::{
-    AckMode, Keep, LAG_BYTES, Lane, OnLinkLoss, PeerRefusal, PrimaryConfig, PrimaryStripes, Refusal,
-    SecondaryConfig, SecondaryStripes, Session, StripeEvent,
+    AckMode, Keep, LAG_BYTES, Lane, OnLinkLoss, Originals, PeerRefusal, PrimaryConfig, PrimaryStripes,
+    Refusal, SecondaryConfig, SecondaryStripes, Session, StripeEvent,
 };
 use crate::replication::link::{Connection, LinkOwner};
 use crate::replication::{Epoch, Generation, Sequence};
@@ -54,8 +54,9 @@ pub struct ShardUsage {
     pub redo_bytes: u64,
     pub bookkeeping_bytes: u64,
     pub in_flight: usize,
-    /// Blocks that a full sync has passed, over all volumes; `None` when none runs here.
-    pub copied_blocks: Option<u64>,
+    /// What the copy that was begun last has to copy in all, and what is left of it.
+    pub copy_bytes: u64,
+    pub copy_left_bytes: u64,
 }
 
 /// Tells when a step of a checkpoint is done on this reactor.
@@ -83,6 +84,8 @@ pub struct Shard {
     listener: Listener,
     preparing: RefCell<Option<Preparing>>,
     timer: Cell<Option<TimerId>>,
+    /// What this reactor may copy in a tick.
+    copy_bytes_per_tick: Cell<Option<u64>>,
     this: Weak<Shard>,
 }
 
@@ -112,6 +115,7 @@ impl Shard {
             listener,
             preparing: RefCell::default(),
             timer: Cell::new(None),
+            copy_bytes_per_tick: Cell::new(None),
             this: this.clone(),
         });
         let make = |(index, (volume, base)): (usize, (&Arc<VolumeShared>, _))| {
@@ -312,6 +316,26 @@ impl Shard {
         self.primaries(|machine, out| machine.start_copy(only_dirty, out));
     }
 
+    /// How much all reactors of the node together copy in a second at most. Each has its share, also when others have
+    /// nothing left to copy.
+    pub fn set_copy_rate(&self, bytes_per_second: Option<u64>, reactors: u16) {
+        let ticks = (1000 / TICK.as_millis()) as u64;
+        let share = |rate: u64| (rate / ticks / u64::from(reactors.max(1))).max(1);
+        self.copy_bytes_per_tick.set(bytes_per_second.map(share));
+    }
+
+    /// Divides a tick's worth among the machines that copy.
+    fn allow_copies(&self) {
+        let copies =
+            |owner: &&Rc<Owner>| matches!(&*owner.machine.borrow(), Machine::Primary(m) if m.is_copying());
+        let owners = self.owners();
+        let copying = owners.iter().filter(copies).count().max(1) as u64;
+        let share = self.copy_bytes_per_tick.get().map(|bytes| (bytes / copying).max(1));
+        for owner in owners {
+            owner.primary(|machine, out| machine.allow_copy(share, out));
+        }
+    }
+
     pub fn set_ack(&self, ack: AckMode) {
         self.primaries(|machine, out| machine.set_ack(ack, out));
     }
@@ -323,10 +347,10 @@ impl Shard {
     // ---- orders to a secondary
 
     /// A session begins, with the volumes' sizes in their order.
-    pub fn begin(&self, generation: Generation, base: Epoch, volume_bytes: &[u64]) {
+    pub fn begin(&self, generation: Generation, base: Epoch, volume_bytes: &[u64], originals: Originals) {
         self.lanes.set_generation(generation);
         for (owner, bytes) in self.owners().iter().zip(volume_bytes) {
-            owner.secondary(|machine, _| machine.begin(generation, base, owner.blocks(*bytes)));
+            owner.secondary(|machine, _| machine.begin(generation, base, owner.blocks(*bytes), originals));
         }
     }
 
@@ -425,9 +449,9 @@ impl Shard {
                     usage.lag_bytes += machine.lag_bytes();
                     usage.dirty_bytes += machine.dirty().bytes();
                     usage.in_flight += machine.in_flight();
-                    if let Some(cursor) = machine.copy_cursor() {
-                        *usage.copied_blocks.get_or_insert(0) += cursor;
-                    }
+                    let (all, left) = machine.copy_progress();
+                    usage.copy_bytes += all;
+                    usage.copy_left_bytes += left;
                 }
                 Machine::Secondary(machine) => {
                     let buffer = machine.maps().usage();
@@ -446,6 +470,7 @@ impl Shard {
 
 impl TimerHandler for Shard {
     fn timer_fired(self: Rc<Self>, _tag: u64) {
+        self.allow_copies();
         for owner in self.owners() {
             owner.feed();
             owner.secondary(|machine, out| {

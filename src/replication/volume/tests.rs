@@ -10,7 +10,7 @@ use crate::bdev::testing::{Outcome, Req, SOON, options, reactors, run, run_one, 
 use crate::bdev::{Bdev, IoError, Op, ram};
 use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
-use crate::replication::core::{AckMode, Keep, OnLinkLoss, STRIPE_BYTES, Session, StripeEvent};
+use crate::replication::core::{AckMode, Keep, OnLinkLoss, Originals, STRIPE_BYTES, Session, StripeEvent};
 use crate::replication::link::Connection;
 use crate::replication::{Epoch, Generation, Sequence};
 
@@ -46,7 +46,7 @@ impl TestNode {
             } else {
                 let hung = Duration::from_secs(5);
                 shard.become_secondary(true, &quota, hung, Generation(1), Epoch(0)).expect("secondary");
-                shard.begin(Generation(1), Epoch(0), &[BLOCKS * BLOCK as u64]);
+                shard.begin(Generation(1), Epoch(0), &[BLOCKS * BLOCK as u64], Originals::Anew);
             }
         };
         reactors.call_all(SOON, make).expect("shards");
