@@ -26,6 +26,8 @@ pub struct GuestBuilder<'a> {
     cpus: u32,
     host_tree: bool,
     namespace: Option<&'a Namespace>,
+    nvme_disk: Option<&'a Path>,
+    kernel_options: &'a str,
 }
 
 impl<'a> GuestBuilder<'a> {
@@ -47,6 +49,18 @@ impl<'a> GuestBuilder<'a> {
 
     pub fn namespace(mut self, namespace: &'a Namespace) -> Self {
         self.namespace = Some(namespace);
+        self
+    }
+
+    /// An emulated NVMe disk over this file; its driver is the script's to load.
+    pub fn nvme_disk(mut self, file: &'a Path) -> Self {
+        self.nvme_disk = Some(file);
+        self
+    }
+
+    /// Further options for the kernel.
+    pub fn kernel_options(mut self, options: &'a str) -> Self {
+        self.kernel_options = options;
         self
     }
 
@@ -77,6 +91,12 @@ impl<'a> GuestBuilder<'a> {
         let mut options = String::from(
             "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on nvme_core.multipath=Y",
         );
+        options.push(' ');
+        options.push_str(self.kernel_options);
+        if let Some(file) = self.nvme_disk {
+            let drive = format!("if=none,id=d0,format=raw,cache=unsafe,file={}", file.display());
+            command.args(["-drive", &drive, "-device", "nvme,serial=disk0,drive=d0,max_ioqpairs=4"]);
+        }
         if self.host_tree {
             command.args([
                 "-virtfs",
@@ -118,7 +138,14 @@ pub struct Guest {
 impl Guest {
     /// One CPU, 384 MiB, user-mode network: 10.0.2.2 is the loopback of the namespace the guest runs in.
     pub fn builder<'a>() -> GuestBuilder<'a> {
-        GuestBuilder { memory_mib: 384, cpus: 1, host_tree: false, namespace: None }
+        GuestBuilder {
+            memory_mib: 384,
+            cpus: 1,
+            host_tree: false,
+            namespace: None,
+            nvme_disk: None,
+            kernel_options: "",
+        }
     }
 
     /// Runs a script that must succeed; its output.
