@@ -128,7 +128,7 @@ pub fn run(args: &CheckpointArgs) -> Result<(), Failure> {
     });
     let show = |name: &str, h: &Histogram<u64>| {
         let us = |q: f64| h.value_at_quantile(q) as f64 / 1e3;
-        println!(
+        lockstep::say!(
             "{name:<44} us: p50 {:.0}  p90 {:.0}  p99 {:.0}  max {:.0}",
             us(0.5),
             us(0.9),
@@ -136,7 +136,7 @@ pub fn run(args: &CheckpointArgs) -> Result<(), Failure> {
             us(1.0)
         );
     };
-    println!("{} checkpoints, {} failed, {iops:.0} IOPS meanwhile", whole.len(), failures.len());
+    lockstep::say!("{} checkpoints, {} failed, {iops:.0} IOPS meanwhile", whole.len(), failures.len());
     show("commit, as the caller sees it", &whole);
     show("commit, as the node reports it", &node);
     show("longest write around each checkpoint", &stall);

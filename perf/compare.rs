@@ -135,9 +135,18 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
         }
     }
     let [a, b] = &sides;
-    println!(
+    lockstep::say!(
         "{:<20} {:>11} {:>11} {:>6}   mean us {:>8} {:>8}   p99 us {:>8} {:>8}   CPU s/GiB {:>6} {:>6}",
-        "median of IOPS", a.name, b.name, "ratio", a.name, b.name, a.name, b.name, a.name, b.name
+        "median of IOPS",
+        a.name,
+        b.name,
+        "ratio",
+        a.name,
+        b.name,
+        a.name,
+        b.name,
+        a.name,
+        b.name
     );
     let mut rows = Vec::new();
     for (n, case) in args.loads.iter().enumerate() {
@@ -147,7 +156,7 @@ pub fn run(args: &CompareArgs) -> Result<(), Failure> {
         let both = |value: fn(&Figures) -> f64| (middle(a, value), middle(b, value));
         let (iops, mean, p99) = (both(|f| f.iops), both(|f| f.mean_us), both(|f| f.p99_us));
         let cpu = both(|f| f.cpu_per_gib);
-        println!(
+        lockstep::say!(
             "{:<20} {:>11.0} {:>11.0} {:>6.2}           {:>8.1} {:>8.1}          {:>8.1} {:>8.1}             \
              {:>6.3} {:>6.3}",
             case.text,

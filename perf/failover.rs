@@ -122,9 +122,13 @@ fn once(machine: &Machine, args: &FailoverArgs, keep: &str, fill: u64) -> Result
 pub fn run(args: &FailoverArgs) -> Result<(), Failure> {
     let machine = Machine::start(&args.machine)?;
     let mut rows = Vec::new();
-    println!(
+    lockstep::say!(
         "{:<12} {:>12} {:>18} {:>14} {:>18}",
-        "keep", "filled MiB", "to writable us", "call us", "longest write us"
+        "keep",
+        "filled MiB",
+        "to writable us",
+        "call us",
+        "longest write us"
     );
     for keep in &args.keep {
         for fill in &args.fill {
@@ -134,7 +138,7 @@ pub fn run(args: &FailoverArgs) -> Result<(), Failure> {
             let middle = |value: fn(&Once) -> f64| median(&mut rounds.iter().map(value).collect::<Vec<_>>());
             let longest = rounds.iter().map(|o| o.longest_write_us).fold(0.0, f64::max);
             let (writable, call) = (middle(|o| o.writable_us), middle(|o| o.call_us));
-            println!("{keep:<12} {:>12} {writable:>18.0} {call:>14.0} {longest:>18.0}", fill.0 >> 20);
+            lockstep::say!("{keep:<12} {:>12} {writable:>18.0} {call:>14.0} {longest:>18.0}", fill.0 >> 20);
             rows.push(json!({
                 "keep": keep, "fill_bytes": fill.0, "rounds": rounds.len(), "median_writable_us": writable,
                 "median_call_us": call, "longest_write_us": longest,

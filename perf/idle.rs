@@ -40,10 +40,10 @@ pub fn run(args: &IdleArgs) -> Result<(), Failure> {
     std::thread::sleep(Duration::try_from_secs_f64(args.time)?);
     let shares = meter.stop()?;
     if args.json {
-        println!("{:#}", json!(shares));
+        lockstep::say!("{:#}", json!(shares));
     } else {
         for share in &shares {
-            println!("process {}: {:.2} % of a core", share.pid, share.percent);
+            lockstep::say!("process {}: {:.2} % of a core", share.pid, share.percent);
         }
     }
     Ok(())

@@ -94,7 +94,7 @@ fn line(name: &str, h: &Histogram<u64>, results: &Results) {
         return;
     }
     let us = |p: f64| h.value_at_percentile(p) as f64 / 1e3;
-    println!(
+    lockstep::say!(
         "{name:<6} {:>11.0} IOPS   us: mean {:.1}  p50 {:.1}  p99 {:.1}  p99.9 {:.1}  max {:.1}",
         h.len() as f64 / seconds(results),
         h.mean() / 1e3,
@@ -113,23 +113,25 @@ pub fn publish(load: &Load, outcome: &Outcome, output: &OutputArgs) -> Result<()
         let f = figures(outcome);
         line("read", &r.reads, r);
         line("write", &r.writes, r);
-        println!("total  {:>11.0} IOPS   {:.1} MiB/s", f.iops, f.mib_per_second);
+        lockstep::say!("total  {:>11.0} IOPS   {:.1} MiB/s", f.iops, f.mib_per_second);
         for share in &outcome.cpu {
-            println!(
+            lockstep::say!(
                 "process {}: {:.2} CPU s, {:.1} % of a core",
-                share.pid, share.cpu_seconds, share.percent
+                share.pid,
+                share.cpu_seconds,
+                share.percent
             );
         }
         if !outcome.cpu.is_empty() {
-            println!("CPU of these processes: {:.3} s/GiB", f.cpu_per_gib);
+            lockstep::say!("CPU of these processes: {:.3} s/GiB", f.cpu_per_gib);
         }
         if load.verify {
             let faults: u64 = r.faults.values().sum();
-            println!("verify: {} blocks read and checked, {faults} faults", r.checked_blocks);
+            lockstep::say!("verify: {} blocks read and checked, {faults} faults", r.checked_blocks);
         }
     }
     match &output.json {
-        Some(_) if to_stdout => println!("{:#}", json(load, outcome)),
+        Some(_) if to_stdout => lockstep::say!("{:#}", json(load, outcome)),
         Some(path) => write(path, &format!("{:#}\n", json(load, outcome)))?,
         None => {}
     }

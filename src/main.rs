@@ -108,7 +108,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 .transpose()
                 .map_err(|error| format!("the parameters are not JSON: {error}"))?;
             let result = Client::connect(&socket)?.call(&method, params)?;
-            println!("{result:#}");
+            lockstep::say!("{result:#}");
             Ok(())
         }
     }
@@ -117,9 +117,9 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
 fn status(sockets: &[PathBuf], json: bool) -> Result<(), Box<dyn Error>> {
     let nodes: Vec<NodeStatus> = sockets.iter().map(|socket| NodeStatus::ask(socket)).collect();
     if json {
-        println!("{:#}", nodes.iter().map(NodeStatus::to_json).collect::<serde_json::Value>());
+        lockstep::say!("{:#}", nodes.iter().map(NodeStatus::to_json).collect::<serde_json::Value>());
     } else {
-        nodes.iter().for_each(|node| print!("{}", node.to_text()));
+        nodes.iter().for_each(|node| lockstep::say!("{}", node.to_text().trim_end()));
     }
     match nodes.iter().filter(|node| !node.is_up()).count() {
         0 => Ok(()),

@@ -6,7 +6,7 @@ use common::node::{Node, free_port};
 use serde_json::{Value, json};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 fn lockstep(arguments: &[&str]) -> Output {
@@ -56,6 +56,19 @@ fn status_shows_every_node_asked_for_and_fails_if_one_is_down() {
     let nodes: Value = serde_json::from_slice(&both.stdout).expect("JSON");
     assert_eq!(nodes[0]["bdevs"][0]["name"], "Disk0");
     assert!(nodes[1]["error"].is_string(), "{nodes}");
+}
+
+#[test]
+fn output_that_nobody_reads_any_more_ends_a_command_quietly() {
+    let node = Node::start("node");
+    for arguments in [&["rpc", "rpc_get_methods"][..], &["status"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lockstep"));
+        command.arg(arguments[0]).args(["--socket", socket_of(&node)]).args(&arguments[1..]);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program");
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("its end");
+        assert_eq!((ended.status.code(), words(&ended.stderr)), (Some(0), String::new()), "{arguments:?}");
+    }
 }
 
 #[test]

@@ -95,3 +95,19 @@ impl Client {
         }
     }
 }
+
+/// Prints a line on standard output. Ends the process quietly once nobody reads it any more (`… | head -1`).
+pub fn print_line(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(io::stdout().lock(), "{line}") {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            eprintln!("cannot write to standard output: {error}");
+        }
+        std::process::exit(i32::from(error.kind() != io::ErrorKind::BrokenPipe));
+    }
+}
+
+/// `println!` for command lines: see [`print_line`].
+#[macro_export]
+macro_rules! say {
+    ($($text:tt)*) => { $crate::control::client::print_line(format_args!($($text)*)) };
+}
