@@ -81,6 +81,9 @@ fn describe(answer: &Value) -> String {
         if let Some(progress) = copy_progress(&group["sync"]) {
             let _ = writeln!(text, "  group {}: {progress}", word(&group["name"]));
         }
+        if group["verify"].is_object() {
+            let _ = writeln!(text, "  group {}: {}", word(&group["name"]), verify(&group["verify"]));
+        }
         if let Some(error) = group["error"].as_str() {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "  group {}: {error}", word(&group["name"]));
@@ -154,6 +157,33 @@ fn groups(answer: &Value) -> Vec<Vec<String>> {
         ]);
     }
     table
+}
+
+/// An online verify in a line, and a line for each difference that is known.
+fn verify(verify: &Value) -> String {
+    let size_of = |name: &str| size(number(&verify[name]));
+    let mut text = format!(
+        "verify {}: {} of {} compared, {}/s",
+        word(&verify["state"]),
+        size_of("checked_bytes"),
+        size_of("total_bytes"),
+        size_of("bytes_per_second")
+    );
+    if let Some(seconds) = verify["seconds_left"].as_u64() {
+        let _ = write!(text, ", {seconds} s left");
+    }
+    let _ = write!(text, ", {} differ", size_of("differing_bytes"));
+    if let Some(error) = verify["error"].as_str() {
+        let _ = write!(text, ": {error}");
+    }
+    for found in list(&verify["differences"]) {
+        let (bytes, offset) = (number(&found["bytes"]), number(&found["offset"]));
+        let _ = write!(text, "\n    {}: {bytes} bytes from {offset} differ", word(&found["volume"]));
+    }
+    if verify["differences_complete"] == false {
+        text.push_str("\n    and more");
+    }
+    text
 }
 
 fn bdevs(answer: &Value) -> Vec<Vec<String>> {
@@ -287,6 +317,9 @@ mod tests {
             "memory": [{"module": "reactor_0", "chunks": 2, "chunk_bytes": 2 << 20}],
             "groups": [{"name": "g0", "role": "primary", "state": "running", "epoch": 5, "committed_epoch": 4,
                 "generation": 1, "ack": "applied", "lag_bytes": 4096, "sent_bytes": 8192, "volumes": [{"name": "v0"}],
+                "verify": {"state": "running", "checked_bytes": 1 << 20, "total_bytes": 4 << 20, "bytes_per_second": 1 << 20,
+                    "seconds_left": 3, "differing_bytes": 8192, "differences": [
+                        {"volume": "v0", "offset": 65536, "bytes": 8192}], "differences_complete": false},
                 "error": "the peer is gone"}],
             "bdevs": [{"name": "Disk0", "product_name": "Malloc disk", "num_blocks": 2048, "block_size": 512,
                 "access": "optimized", "claimed_by": "group g0"}],
@@ -295,9 +328,19 @@ mod tests {
                 "listen_addresses": [{"traddr": "127.0.0.1", "trsvcid": "4420"}]}],
         });
         let text = describe(&answer);
-        for word in
-            ["25.0 %", "g0", "running", "4 KiB", "the peer is gone", "1 MiB", "group g0", "127.0.0.1:4420"]
-        {
+        for word in [
+            "25.0 %",
+            "g0",
+            "running",
+            "4 KiB",
+            "1 MiB of 4 MiB compared, 1 MiB/s, 3 s left, 8 KiB differ",
+            "v0: 8192 bytes from 65536 differ",
+            "and more",
+            "the peer is gone",
+            "1 MiB",
+            "group g0",
+            "127.0.0.1:4420",
+        ] {
             assert!(text.contains(word), "{word} is missing:\n{text}");
         }
     }

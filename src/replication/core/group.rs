@@ -4,6 +4,7 @@ use super::super::{Epoch, Generation, Lineage, Sequence};
 use super::primary::Session;
 use super::promoted::Keep;
 use super::types::{AckMode, OnLinkLoss};
+use super::verify_group::VerifyState;
 
 /// The durable record of a group: the only thing that decides after a crash. Generations and epochs in it never fall.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,6 +156,13 @@ pub enum ToStripes {
     StartCopy {
         only_dirty: bool,
     },
+    /// Compares everything with the peer's disks, at most so many bytes a second over all reactors. Each machine tells by
+    /// [`StripeEvent::VerifyFinished`](super::types::StripeEvent) that it has.
+    Verify {
+        round: u32,
+        rate_bytes: u64,
+    },
+    VerifyStop,
     Fence,
     /// How much all reactors together copy in a second at most.
     SetCopyRate(Option<u64>),
@@ -247,6 +255,12 @@ pub enum GroupError {
     WrongState(&'static str),
     #[error("another checkpoint is under way: wait for it, commit it or abort it")]
     Busy,
+    #[error("volumes are being copied to the peer: try again when that has ended")]
+    Copying,
+    #[error("a verify is under way: wait for its end, or end it with replication_verify_stop")]
+    Verifying,
+    #[error("no verify is under way")]
+    NotVerifying,
     #[error("epoch {0} is not the one that was prepared")]
     WrongEpoch(Epoch),
     #[error("hung peer: the secondary answers, but did not finish epoch {0} in time")]
@@ -335,6 +349,8 @@ pub enum GroupEvent {
     GrowthHung {
         volume: u16,
     },
+    VerifyStarted,
+    VerifyEnded(VerifyState),
 }
 
 #[derive(Clone, Debug, PartialEq)]

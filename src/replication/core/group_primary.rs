@@ -7,7 +7,8 @@ use super::super::{Epoch, Lineage};
 use super::group::*;
 use super::growth::{Growth, Sized};
 use super::primary::Session;
-use super::types::StripeEvent;
+use super::types::{StripeEvent, VerifyFault};
+use super::verify_group::{GroupVerify, VerifyState};
 
 #[derive(Clone, Copy, Debug)]
 pub struct PrimaryGroupConfig {
@@ -86,6 +87,7 @@ pub struct PrimaryGroup {
     pub(super) copies_left: u32,
     pub(super) volumes: Vec<Sized>,
     pub(super) growth: Growth,
+    pub(super) verify: GroupVerify,
     pub(super) timers: Timers,
     persisting: bool,
     persist_again: bool,
@@ -109,6 +111,7 @@ impl PrimaryGroup {
             copies_left: 0,
             volumes: volumes.iter().map(|&size| Sized::new(size)).collect(),
             growth: Growth::Idle,
+            verify: GroupVerify::default(),
             timers: Timers::default(),
             persisting: false,
             persist_again: false,
@@ -293,7 +296,10 @@ impl PrimaryGroup {
             (0, PrimaryState::Syncing) => {
                 self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
             }
-            (0, _) => self.grow(out),
+            (0, _) => {
+                self.repaired(out);
+                self.grow(out);
+            }
             _ => {}
         }
     }
@@ -562,6 +568,7 @@ impl PrimaryGroup {
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
         self.end_growth();
+        self.end_verify(VerifyState::Failed(VerifyFault::LinkLost), out);
         self.step_failed(error, out);
         self.step = Step::Idle;
         self.arm_interval(out);
@@ -589,6 +596,7 @@ impl PrimaryGroup {
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::Fence));
         self.end_growth();
+        self.end_verify(VerifyState::Failed(VerifyFault::Fenced), out);
         if let Some(command) = self.starting.take() {
             reply(out, command, Err(GroupError::Fenced));
         }
@@ -618,6 +626,9 @@ impl PrimaryGroup {
                     self.source_failed(out);
                 }
             }
+            StripeEvent::Differs { round, .. } => self.differs(round),
+            StripeEvent::VerifyFinished { round } => self.verified(round, out),
+            StripeEvent::VerifyFailed { round, fault } => self.verify_failed(round, fault, out),
             StripeEvent::CopyFinished
             | StripeEvent::Extended
             | StripeEvent::LocalWriteFailed(_)
@@ -643,6 +654,7 @@ impl PrimaryGroup {
             self.state = PrimaryState::Stopped;
         }
         self.end_growth();
+        self.end_verify(VerifyState::Stopped, out);
         self.step_failed(GroupError::Stopped, out);
         self.step = Step::Idle;
         self.timers.cancel(Timer::Deadline);
@@ -652,7 +664,7 @@ impl PrimaryGroup {
     }
 }
 
-fn reply(out: &mut Out, command: u64, result: Result<Success, GroupError>) {
+pub(super) fn reply(out: &mut Out, command: u64, result: Result<Success, GroupError>) {
     out.push(GroupOutput::Reply { command, result });
 }
 

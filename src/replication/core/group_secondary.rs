@@ -566,7 +566,10 @@ impl SecondaryGroup {
             | StripeEvent::PeerFlushFailed
             | StripeEvent::CopyFailed(_)
             | StripeEvent::CopyFinished
-            | StripeEvent::Extended => return,
+            | StripeEvent::Extended
+            | StripeEvent::Differs { .. }
+            | StripeEvent::VerifyFinished { .. }
+            | StripeEvent::VerifyFailed { .. } => return,
         };
         out.push(GroupOutput::Event(event));
     }

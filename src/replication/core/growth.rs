@@ -129,6 +129,9 @@ impl PrimaryGroup {
         if self.state() != PrimaryState::Running || self.growth != Growth::Idle || self.copies_left > 0 {
             return;
         }
+        if self.repair(out) {
+            return;
+        }
         let can =
             |sized: &Sized| sized.possible() > sized.here.volume_bytes && sized.possible() != sized.given_up;
         let Some(at) = self.volumes.iter().position(can) else { return };

@@ -42,6 +42,9 @@ mod range_lock;
 mod secondary;
 mod table;
 mod types;
+mod verify;
+mod verify_group;
+mod verify_secondary;
 mod view;
 
 #[cfg(test)]
@@ -58,6 +61,8 @@ mod primary_tests;
 mod resync_tests;
 #[cfg(test)]
 mod start_tests;
+#[cfg(test)]
+mod verify_tests;
 
 pub use dirty::DirtyMap;
 pub use group::*;
@@ -72,3 +77,4 @@ pub use range_lock::{LockId, RangeLock};
 pub use secondary::{Answer, SecondaryConfig, SecondaryOutput, SecondaryStripes};
 pub use table::OpId;
 pub use types::*;
+pub use verify_group::VerifyState;

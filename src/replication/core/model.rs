@@ -2,7 +2,7 @@
 
 use super::super::Epoch;
 use super::maps::{BufferFull, GranuleMaps};
-use super::types::{Data, Geometry, Payload, Range};
+use super::types::{Data, Digest, Geometry, Payload, Range};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -63,6 +63,10 @@ impl Payload for Bytes {
 
     fn equals(&self, other: &Bytes) -> bool {
         self == other
+    }
+
+    fn digest(&self) -> Digest {
+        Digest(*blake3::hash(&self.to_vec()).as_bytes())
     }
 }
 

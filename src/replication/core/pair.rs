@@ -44,6 +44,7 @@ enum What {
     Preserve,
     View(Bytes),
     Base,
+    Verify,
 }
 
 struct DiskIo {
@@ -124,6 +125,8 @@ pub struct Pair {
     own_content: BTreeMap<u64, u8>,
     pub hang: bool,
     dead: bool,
+    /// Comparisons that the secondary answered with a difference.
+    pub mismatches: usize,
 }
 
 impl Pair {
@@ -201,6 +204,7 @@ impl Pair {
             own_content: BTreeMap::new(),
             hang: false,
             dead: false,
+            mismatches: 0,
         }
     }
 
@@ -282,6 +286,7 @@ impl Pair {
                 self.copied += u64::from(range.blocks);
                 self.io(true, reactor, op, range, What::Copy);
             }
+            PrimaryOutput::VerifyRead { op, range } => self.io(true, reactor, op, range, What::Verify),
             PrimaryOutput::SubmitWrite { op, range, data, .. } => {
                 let epoch = self.primary[reactor].epoch();
                 let token = self.primary[reactor].token_of(op);
@@ -336,6 +341,7 @@ impl Pair {
                 self.io(false, reactor, op, range, What::View(into));
             }
             SecondaryOutput::BaseRead { op, range } => self.io(false, reactor, op, range, What::Base),
+            SecondaryOutput::VerifyRead { op, range } => self.io(false, reactor, op, range, What::Verify),
             SecondaryOutput::SubmitWrite { op, range, data, .. } => {
                 let clash = self
                     .secondary_io
@@ -534,6 +540,10 @@ impl Pair {
                 self.with_primary(reactor, |machine, out| machine.start_copy(only_dirty, out));
             }
             ToStripes::Fence => self.with_primary(reactor, |machine, out| machine.fence(out)),
+            ToStripes::Verify { round, .. } => {
+                self.with_primary(reactor, |machine, out| machine.start_verify(round, u32::MAX, out));
+            }
+            ToStripes::VerifyStop => self.with_primary(reactor, |machine, out| machine.cancel_verify(out)),
             ToStripes::Extend { bytes, .. } => {
                 self.with_primary(reactor, |machine, out| machine.extend(bytes / BLOCK_BYTES, out));
             }
@@ -611,6 +621,12 @@ impl Pair {
             (true, What::Compare) => {
                 self.with_primary(reactor, |machine, out| machine.compare_read(op, Some(&content), out));
             }
+            (true, What::Verify) => {
+                self.with_primary(reactor, |machine, out| machine.verify_read(op, Some(&content), out));
+            }
+            (false, What::Verify) => {
+                self.with_secondary(reactor, |machine, out| machine.verify_read(op, Some(&content), out));
+            }
             (true, _) => self.with_primary(reactor, |machine, out| machine.copy_read(op, Some(content), out)),
             (false, What::Write(_)) => {
                 self.with_secondary(reactor, |machine, out| machine.write_done(op, true, out));
@@ -654,17 +670,20 @@ impl Pair {
         let mut answers = Vec::new();
         assert!(self.links[at].out.received_through(received, |answer| answers.push((answer, None))));
         for run in runs {
-            let failed = match run.status {
-                Answer::Failed(refusal) => Some(refusal),
-                Answer::Applied | Answer::Pinned => None,
-            };
-            assert!(self.links[at].out.ended(run.first, run.count, |answer| answers.push((answer, failed))));
+            let ended = Some(run.status);
+            assert!(self.links[at].out.ended(run.first, run.count, |answer| answers.push((answer, ended))));
         }
-        for (answer, failed) in answers {
-            self.with_primary(reactor, |machine, out| match (answer, failed) {
+        for (answer, ended) in answers {
+            self.mismatches += usize::from(ended == Some(Answer::Compared(Verdict::Differs)));
+            self.with_primary(reactor, |machine, out| match (answer, ended) {
                 (Answered::Received(op), _) => machine.received(op, out),
-                (Answered::Ended(op), None) => machine.applied(op, out),
-                (Answered::Ended(_), Some(refusal)) => machine.peer_refused(Range::new(0, 0), refusal, out),
+                (Answered::Ended(_), Some(Answer::Failed(refusal))) => {
+                    machine.peer_refused(Range::new(0, 0), refusal, out);
+                }
+                (Answered::Ended(op), Some(Answer::Compared(verdict))) => {
+                    assert!(machine.compared(op, verdict, out), "it was sent to be compared");
+                }
+                (Answered::Ended(op), _) => machine.applied(op, out),
             });
         }
     }
@@ -696,6 +715,9 @@ impl Pair {
             }
             if !self.orders_secondary[at].is_empty() {
                 choices.push((6, at));
+            }
+            if self.primary[at].wants_to_verify() && !self.dead {
+                choices.push((14, at));
             }
             if let Some((_, lasts)) = &self.preparing[at]
                 && lasts.iter().all(|last| {
@@ -749,6 +771,7 @@ impl Pair {
                     self.with_primary_group(|group, out| group.stamped(lasts, out));
                 }
             }
+            14 => self.with_primary(at, |machine, out| machine.verify_tick(BLOCK_BYTES, out)),
             12 => {
                 if let Some((epoch, result)) = self.prepared.pop_front() {
                     self.with_secondary_group(|group, out| group.prepared(epoch, result, out));
@@ -895,6 +918,11 @@ impl Pair {
             }
         }
         Ok(())
+    }
+
+    /// The secondary's disk changes a block by itself.
+    pub fn rot(&mut self, lba: u64) {
+        self.secondary_disk.0[lba as usize] ^= 0x55;
     }
 
     /// Blocks behind the volume's end that are marked.

@@ -12,6 +12,7 @@ use super::dirty::DirtyMap;
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
 use super::types::*;
+use super::verify::Verifying;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
 
@@ -56,6 +57,11 @@ pub enum PrimaryOutput<P> {
         op: OpId,
         range: Range,
     },
+    /// Reads what is to be compared with the peer; comes back by [`PrimaryStripes::verify_read`].
+    VerifyRead {
+        op: OpId,
+        range: Range,
+    },
     /// Goes to the local disk; comes back by [`PrimaryStripes::local_done`].
     SubmitWrite {
         op: OpId,
@@ -80,7 +86,7 @@ pub enum PrimaryOutput<P> {
     Event(StripeEvent),
 }
 
-enum Kind<P> {
+pub(super) enum Kind<P> {
     Write {
         range: Range,
         data: Data<P>,
@@ -100,11 +106,17 @@ enum Kind<P> {
         data: Option<P>,
         round: u32,
     },
+    /// Compares the disks; takes its place among the writes as a copy does.
+    Verify {
+        range: Range,
+        digest: Option<Digest>,
+        round: u32,
+    },
 }
 
 /// The local half of an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Local {
+pub(super) enum Local {
     /// In the range lock, parked, or reading for a compare or a copy.
     Waiting,
     Submitted,
@@ -114,7 +126,7 @@ enum Local {
 
 /// The peer's half. A flush goes out on every lane, everything else on one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Peer {
+pub(super) enum Peer {
     NotSent,
     Sent {
         unreceived: u16,
@@ -125,14 +137,14 @@ enum Peer {
     Lost,
 }
 
-struct Op<P> {
-    kind: Kind<P>,
+pub(super) struct Op<P> {
+    pub kind: Kind<P>,
     token: Token,
     /// Arrival order, in which operations are sent again.
     order: u64,
     lock: Option<LockId>,
     local: Local,
-    peer: Peer,
+    pub peer: Peer,
     replied: bool,
     /// In the queue of those that wait for the peer to catch up.
     held_back: bool,
@@ -141,14 +153,25 @@ struct Op<P> {
 impl<P> Op<P> {
     fn range(&self) -> Range {
         match self.kind {
-            Kind::Write { range, .. } | Kind::Compare { range, .. } | Kind::Copy { range, .. } => range,
+            Kind::Write { range, .. }
+            | Kind::Compare { range, .. }
+            | Kind::Copy { range, .. }
+            | Kind::Verify { range, .. } => range,
             Kind::Flush => Range::new(0, 0),
+        }
+    }
+
+    /// What it brings the peer's disk.
+    fn payload_bytes(&self, block_bytes: u32) -> u32 {
+        match self.kind {
+            Kind::Verify { .. } => 0,
+            _ => self.range().blocks * block_bytes,
         }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Link {
+pub(super) enum Link {
     Up {
         generation: Generation,
         preserve: bool,
@@ -196,22 +219,22 @@ const COPY_DEPTH: u32 = 8;
 
 pub struct PrimaryStripes<P> {
     /// Its geometry has the blocks that there is room for: never fewer than the volume has, never fewer than before.
-    config: PrimaryConfig,
+    pub(super) config: PrimaryConfig,
     /// The volume's size.
-    blocks: u64,
-    ops: Table<Op<P>>,
+    pub(super) blocks: u64,
+    pub(super) ops: Table<Op<P>>,
     lock: RangeLock<OpId>,
     lanes: u16,
     lag_bytes: u64,
     lag_ops: u64,
     /// Done but for the peer's lag, in the order in which they are acknowledged when it has caught up.
     lagging: VecDeque<OpId>,
-    link: Link,
+    pub(super) link: Link,
     gate: Gate,
     /// A connection to the peer takes no more for now.
     congested: bool,
     epoch: Epoch,
-    dirty: DirtyMap,
+    pub(super) dirty: DirtyMap,
     /// Granted, but the gate was shut or the link is down and writes wait for it.
     parked: VecDeque<OpId>,
     copying: Copying,
@@ -220,6 +243,7 @@ pub struct PrimaryStripes<P> {
     copy_bytes: u64,
     /// What may be copied before the next allowance; less than nothing after a piece that was larger than it.
     allowance: Option<i64>,
+    pub(super) verifying: Verifying,
     order: u64,
 }
 
@@ -244,6 +268,7 @@ impl<P: Payload> PrimaryStripes<P> {
             copy_round: 0,
             copy_bytes: 0,
             allowance: None,
+            verifying: Verifying::default(),
             order: 0,
         }
     }
@@ -368,12 +393,13 @@ impl<P: Payload> PrimaryStripes<P> {
                 self.dirty.clear(range);
                 out.push(PrimaryOutput::CopyRead { op: id, range });
             }
+            Kind::Verify { range, .. } => out.push(PrimaryOutput::VerifyRead { op: id, range: *range }),
             Kind::Write { .. } | Kind::Flush => self.launch(id, out),
         }
     }
 
     /// Sends the operation to the local disk and to the peer, or parks it while that is not allowed.
-    fn launch(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn launch(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
         if self.gate == Gate::Fenced {
             return self.refuse(id, Refusal::Fenced, out);
         }
@@ -396,7 +422,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 op.local = Local::Submitted;
                 out.push(PrimaryOutput::SubmitFlush { op: id });
             }
-            Kind::Copy { .. } => op.local = Local::Done,
+            Kind::Copy { .. } | Kind::Verify { .. } => op.local = Local::Done,
         }
         self.forward(id, out);
     }
@@ -407,8 +433,7 @@ impl<P: Payload> PrimaryStripes<P> {
         let (generation, preserve) = match self.link {
             Link::Up { generation, preserve } => (generation, preserve),
             Link::Down { .. } => {
-                let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
-                return self.mark(range, is_copy);
+                return self.mark_lacking(id);
             }
         };
         let (epoch, range) = (self.epoch, op.range());
@@ -422,7 +447,10 @@ impl<P: Payload> PrimaryStripes<P> {
             Kind::Copy { range, data: Some(data), .. } => {
                 ForwardBody::Write { range: *range, data: Data::Bytes(data.clone()), fua: false, preserve }
             }
-            Kind::Copy { data: None, .. } => return,
+            Kind::Verify { range, digest: Some(digest), .. } => {
+                ForwardBody::Verify { range: *range, digest: *digest }
+            }
+            Kind::Copy { data: None, .. } | Kind::Verify { digest: None, .. } => return,
             Kind::Flush => ForwardBody::Flush,
         };
         let lanes = match op.kind {
@@ -432,7 +460,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 lane..lane + 1
             }
         };
-        let bytes = range.blocks * self.config.geometry.block_bytes;
+        let bytes = op.payload_bytes(self.config.geometry.block_bytes);
         let sent = lanes.len() as u16;
         self.lag_bytes += u64::from(bytes);
         self.lag_ops += 1;
@@ -492,6 +520,15 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
+    /// What the peer may lack of an operation; of a compared range it lacks nothing.
+    fn mark_lacking(&mut self, id: OpId) {
+        let Some(op) = self.ops.get(id) else { return };
+        let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
+        if !matches!(op.kind, Kind::Verify { .. }) {
+            self.mark(range, is_copy);
+        }
+    }
+
     fn drop_copy(&mut self, id: OpId, range: Range) {
         self.mark(range, true);
         if let Some(op) = self.ops.get_mut(id) {
@@ -516,7 +553,7 @@ impl<P: Payload> PrimaryStripes<P> {
         self.settle(id, out);
     }
 
-    fn unlock(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn unlock(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
         let Some(lock) = self.ops.get_mut(id).and_then(|op| op.lock.take()) else { return };
         let mut granted = SmallVec::new();
         self.lock.release(lock, &mut granted);
@@ -531,7 +568,7 @@ impl<P: Payload> PrimaryStripes<P> {
             return;
         }
         op.replied = true;
-        if matches!(op.kind, Kind::Copy { .. }) {
+        if matches!(op.kind, Kind::Copy { .. } | Kind::Verify { .. }) {
             return;
         }
         let result = if self.gate == Gate::Fenced { Err(Refusal::Fenced) } else { result };
@@ -545,7 +582,7 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// Replies if the acknowledgement mode allows, and forgets what has ended on both sides.
-    fn settle(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn settle(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
         let behind = self.is_behind();
         let Some(op) = self.ops.get_mut(id) else { return };
         let result = match (op.local, op.peer) {
@@ -608,12 +645,29 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// The peer has it on its disk (on one more lane, if it is a flush).
     pub fn applied(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        self.ended_there(id, Verdict::Equal, out);
+    }
+
+    /// The peer has compared a range. `false` if that is not what it was sent.
+    pub fn compared(&mut self, id: OpId, verdict: Verdict, out: &mut Vec<PrimaryOutput<P>>) -> bool {
+        let known = self.ops.get(id).is_none_or(|op| matches!(op.kind, Kind::Verify { .. }));
+        if known {
+            self.ended_there(id, verdict, out);
+        }
+        known
+    }
+
+    fn ended_there(&mut self, id: OpId, verdict: Verdict, out: &mut Vec<PrimaryOutput<P>>) {
         let Some(op) = self.ops.get_mut(id) else { return };
         let Peer::Sent { unapplied, .. } = &mut op.peer else { return };
         *unapplied = unapplied.saturating_sub(1);
         if *unapplied == 0 {
             op.peer = Peer::Applied;
-            let bytes = op.range().blocks * self.config.geometry.block_bytes;
+            let bytes = op.payload_bytes(self.config.geometry.block_bytes);
+            let verified = match op.kind {
+                Kind::Verify { range, round, .. } => Some((range, round)),
+                _ => None,
+            };
             self.lag_bytes = self.lag_bytes.saturating_sub(u64::from(bytes));
             self.lag_ops = self.lag_ops.saturating_sub(1);
             let copied = matches!(op.kind, Kind::Copy { round, .. } if round == self.copy_round);
@@ -624,6 +678,9 @@ impl<P: Payload> PrimaryStripes<P> {
             self.catch_up(out);
             if copied {
                 self.copy_more(out);
+            }
+            if let Some((range, round)) = verified {
+                self.judged(range, round, verdict, out);
             }
         }
     }
@@ -719,15 +776,15 @@ impl<P: Payload> PrimaryStripes<P> {
             self.link = Link::Down { lost: true };
         }
         self.copying = Copying::Idle;
+        self.cancel_verify(out);
         (self.lag_bytes, self.lag_ops, self.congested) = (0, 0, false);
         self.lagging.clear();
         let lost = self.in_order(|op| matches!(op.peer, Peer::Sent { .. }));
         for &id in &lost {
             if let Some(op) = self.ops.get_mut(id) {
                 (op.peer, op.held_back) = (Peer::Lost, false);
-                let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
-                self.mark(range, is_copy);
             }
+            self.mark_lacking(id);
         }
         for id in lost {
             self.settle(id, out);
@@ -844,30 +901,35 @@ impl<P: Payload> PrimaryStripes<P> {
                 *left -= i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
             }
             self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, scope };
-            let op = Op {
-                kind: Kind::Copy { range, data: None, round: self.copy_round },
-                token: 0,
-                order: self.order,
-                lock: None,
-                local: Local::Waiting,
-                peer: Peer::NotSent,
-                replied: true,
-                held_back: false,
-            };
-            self.order += 1;
-            self.enter(op, out);
+            self.enter_own(Kind::Copy { range, data: None, round: self.copy_round }, out);
         }
+    }
+
+    /// Begins an operation that no host asked for.
+    pub(super) fn enter_own(&mut self, kind: Kind<P>, out: &mut Vec<PrimaryOutput<P>>) {
+        let op = Op {
+            kind,
+            token: 0,
+            order: self.order,
+            lock: None,
+            local: Local::Waiting,
+            peer: Peer::NotSent,
+            replied: true,
+            held_back: false,
+        };
+        self.order += 1;
+        self.enter(op, out);
     }
 
     /// The next piece at or after `cursor` in a stripe that this machine owns.
     fn next_copy(&self, cursor: u64, scope: Scope) -> Option<Range> {
         match scope {
             Scope::Marked => self.dirty.next(cursor, COPY_BYTES / self.config.geometry.block_bytes),
-            Scope::Behind { end } => self.next_owned(cursor, end),
+            Scope::Behind { end } => self.next_owned(cursor, end, COPY_BYTES),
         }
     }
 
-    fn next_owned(&self, cursor: u64, end: u64) -> Option<Range> {
+    pub(super) fn next_owned(&self, cursor: u64, end: u64, most_bytes: u32) -> Option<Range> {
         let geometry = &self.config.geometry;
         let owners = u64::from(geometry.owners.max(1));
         let stripe = geometry.stripe_of(cursor);
@@ -877,7 +939,7 @@ impl<P: Payload> PrimaryStripes<P> {
             return None;
         }
         let stripe_end = (geometry.stripe_of(lba) + 1) * geometry.stripe_blocks();
-        let end = (lba + u64::from(COPY_BYTES / geometry.block_bytes)).min(stripe_end).min(end);
+        let end = (lba + u64::from(most_bytes / geometry.block_bytes)).min(stripe_end).min(end);
         Some(Range::new(lba, (end - lba) as u32))
     }
 }

@@ -12,6 +12,7 @@ use super::maps::{BufferFull, GranuleMaps};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
 use super::types::*;
+use super::verify_secondary::Comparison;
 use super::view::Own;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -33,6 +34,8 @@ pub enum Answer {
     /// The disk hangs; the write is kept in memory.
     Pinned,
     Failed(PeerRefusal),
+    /// To what was sent to be compared.
+    Compared(Verdict),
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +53,11 @@ pub enum SecondaryOutput<P> {
     },
     /// Reads what a write of part of a granule leaves; comes back by [`SecondaryStripes::base_read`].
     BaseRead {
+        op: OpId,
+        range: Range,
+    },
+    /// Reads what is compared with the primary; comes back by [`SecondaryStripes::verify_read`].
+    VerifyRead {
         op: OpId,
         range: Range,
     },
@@ -149,6 +157,7 @@ pub(super) enum Op<P> {
     Barrier(Barrier),
     Own(Own<P>),
     Drain { range: Range, lock: LockId },
+    Verify(Comparison),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -322,6 +331,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.ops.for_each_mut(|id, op| match op {
             Op::Forwarded(write) => write.answered = true,
             Op::Barrier(barrier) if barrier.waiting > 0 => unsubmitted.push(id),
+            Op::Verify(comparison) => comparison.answered = true,
             _ => {}
         });
         for id in unsubmitted {
@@ -348,7 +358,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Some(PeerRefusal::OldGeneration)
             }
             _ if forward.epoch <= self.committed => Some(PeerRefusal::Protocol),
-            ForwardBody::Write { range, .. } if !self.may_write(*range) => Some(PeerRefusal::Protocol),
+            ForwardBody::Write { range, .. } | ForwardBody::Verify { range, .. }
+                if !self.may_write(*range) =>
+            {
+                Some(PeerRefusal::Protocol)
+            }
             _ if self.broken.is_some() => Some(PeerRefusal::Broken),
             _ => None,
         };
@@ -388,6 +402,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     self.start(id, out);
                 }
             }
+            ForwardBody::Verify { range, digest } => self.compare(lane, sequence, range, digest, out),
             ForwardBody::Flush => {
                 let waiting = self.ops.iter().filter(|(_, op)| is_unanswered(op, None)).count() as u32;
                 let barrier = Barrier { lane, sequence, order, waiting, since: self.tick };
@@ -691,6 +706,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             match self.ops.get(id) {
                 Some(Op::Forwarded(_)) => self.start(id, out),
                 Some(Op::Own(_)) => self.own_granted(id, out),
+                Some(Op::Verify(_)) => self.comparison_granted(id, out),
                 _ => {}
             }
         }
@@ -747,6 +763,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         for id in retry {
             self.submit_write(id, out);
         }
+        self.give_up_comparisons(|since| progress.is_hung(since), out);
         // Memory comes back after what freed it: in steps, and from the buffers of other machines.
         if !self.short_of_room.is_empty() && self.maps.fullness() < ROOM_PERCENT {
             self.room(out);

@@ -102,6 +102,43 @@ pub trait Payload: Clone {
     fn copy_from(&mut self, at: u32, source: &Self, from: u32, blocks: u32);
     fn zero(&mut self, at: u32, blocks: u32);
     fn equals(&self, other: &Self) -> bool;
+    fn digest(&self) -> Digest;
+}
+
+/// A cryptographic hash of a content: whoever has the same digest has the same content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest(pub [u8; Digest::BYTES]);
+
+impl Digest {
+    pub const BYTES: usize = 32;
+}
+
+/// How the secondary's disk compares with a digest of the primary's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Equal,
+    Differs,
+    /// The secondary's disk failed the read.
+    Unreadable,
+    /// The secondary's disk did not answer in time.
+    Hung,
+}
+
+/// Why a verify ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VerifyFault {
+    #[error("this node's disk failed a read; look at the disk, then verify again")]
+    UnreadableHere,
+    #[error("the secondary's disk failed a read; look at the disk, then verify again")]
+    UnreadableThere,
+    #[error("hung disk: this node's disk did not answer a read in time; verify again when it answers")]
+    HungHere,
+    #[error("hung disk: the secondary's disk did not answer a read in time; verify again when it answers")]
+    HungThere,
+    #[error("the link to the peer was lost; verify again when the volumes are in step")]
+    LinkLost,
+    #[error("a newer generation took over: this node is fenced")]
+    Fenced,
 }
 
 /// The content of a write: bytes, or zeroes that need no memory.
@@ -209,6 +246,9 @@ pub enum ForwardBody<P> {
     },
     /// Everything that came before it on the lane is to be durable.
     Flush,
+    /// What the primary's disk has in the range after all writes that came before on the lane, to be compared with the
+    /// secondary's disk at the same point.
+    Verify { range: Range, digest: Digest },
 }
 
 /// Why the secondary could not do what it was sent.
@@ -255,4 +295,10 @@ pub enum StripeEvent {
     CopyFinished,
     /// What this machine owns behind the volume's present end was copied and acknowledged.
     Extended,
+    /// The disks differ here, and the range is marked. `round` names the verify that found it.
+    Differs { round: u32, range: Range },
+    /// Everything this machine owns was compared.
+    VerifyFinished { round: u32 },
+    /// The verify cannot go on here.
+    VerifyFailed { round: u32, fault: VerifyFault },
 }

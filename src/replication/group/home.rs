@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::dial::Dial;
 use super::options::*;
+use super::verify::VerifyReport;
 use super::{HOME, orders};
 use crate::bdev::{Access, Bdev, WatchId};
 use crate::env::{SgList, clock};
@@ -138,6 +139,7 @@ pub(super) struct Home {
     pub dial: Dial,
     pub listener: RefCell<Option<Rc<Listener>>>,
     pub error: RefCell<Option<String>>,
+    pub verify: VerifyReport,
     heartbeats: Cell<u64>,
     /// When the copy that runs began.
     syncing_since_ns: Cell<u64>,
@@ -169,6 +171,7 @@ impl Home {
             dial: Dial::default(),
             listener: RefCell::default(),
             error: RefCell::default(),
+            verify: VerifyReport::default(),
             heartbeats: Cell::new(0),
             syncing_since_ns: Cell::new(0),
             copies: RefCell::default(),
@@ -369,6 +372,8 @@ impl Home {
             }
             GroupEvent::Drained => self.fixed.tell("replication_drained", "the disk buffer is on the disk"),
             GroupEvent::Committed(_) => {}
+            GroupEvent::VerifyStarted => self.verify_started(),
+            GroupEvent::VerifyEnded(how) => self.verify_ended(how),
             GroupEvent::DiskGrew { .. }
             | GroupEvent::DiskTooSmall { .. }
             | GroupEvent::GrowthFailed { .. }
@@ -392,7 +397,10 @@ impl Home {
                     self.secondary(|group, out| group.drained(out));
                 }
             }
-            ShardEvent::Stripe { event, .. } => {
+            ShardEvent::Stripe { event, volume } => {
+                if let StripeEvent::Differs { round, range } = event {
+                    self.difference(volume, round, range);
+                }
                 self.primary(|group, out| group.event(event, out));
                 self.secondary(|group, out| group.event(event, out));
             }
@@ -415,6 +423,11 @@ impl Home {
             counts.remove(&reactor);
         }
         all
+    }
+
+    /// Copies that ended on a part of a reactor's volumes count no more.
+    pub fn forget_copies(&self) {
+        self.copies.borrow_mut().clear();
     }
 
     /// Closes the connections of the session, if there is one.

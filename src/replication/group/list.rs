@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
 use super::options::*;
+use super::verify::VerifyInfo;
 use super::{HOME, recorded, sizes};
 use crate::bdev::{Access, Bdev, Registry};
 use crate::reactor::ReactorSet;
@@ -398,6 +399,28 @@ impl Groups {
         }
     }
 
+    /// Begins to compare the nodes' disks, at most so many bytes a second.
+    pub fn verify_start(&self, name: &str, rate_bytes: u64, repair: bool) -> Result<(), ReplicationError> {
+        self.verify(name, move |group, command, out| group.verify_start(command, rate_bytes, repair, out))
+    }
+
+    pub fn verify_stop(&self, name: &str) -> Result<(), ReplicationError> {
+        self.verify(name, |group, command, out| group.verify_stop(command, out))
+    }
+
+    fn verify(
+        &self,
+        name: &str,
+        f: impl FnOnce(&mut PrimaryGroup, u64, &mut Vec<GroupOutput>) + Send + 'static,
+    ) -> Result<(), ReplicationError> {
+        let fixed = self.fixed(name)?;
+        if !fixed.is_primary() {
+            return Err(ReplicationError::Role(name.to_string(), "secondary"));
+        }
+        self.ask(&fixed, SOON, |home, command| home.primary(|group, out| f(group, command, out)))?;
+        Ok(())
+    }
+
     pub fn set_options(&self, name: &str, changes: Changes) -> Result<(), ReplicationError> {
         let fixed = self.fixed(name)?;
         let for_primary = changes.ack.is_some()
@@ -475,20 +498,25 @@ impl Groups {
                 }
             };
             let sizes = home.known_peer_disks();
-            let syncing = home.syncing_since();
-            Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes, syncing))
+            let (syncing, verify) = (home.syncing_since(), home.verify_info());
+            let progress = (syncing, verify);
+            Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes, progress))
         };
-        let (state, is_primary, newest, record, error, connected, control_sent, peer_disks, syncing_since) =
-            self.reactors
-                .call(HOME, SOON, at_home)?
-                .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
+        let (state, is_primary, newest, record, error, connected, control_sent, peer_disks, progress) = self
+            .reactors
+            .call(HOME, SOON, at_home)?
+            .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
+        let (syncing_since, verify) = progress;
         let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
         let progress = |since| SyncInfo::new(sum(|u| u.copy_bytes), sum(|u| u.copy_left_bytes), since);
         let sync = syncing_since.map(progress);
         let peers = peer_disks.into_iter().chain(std::iter::repeat(None));
         let volumes: Vec<VolumeInfo> =
             fixed.bdevs.iter().zip(&fixed.volumes).zip(peers).map(sizes::describe).collect();
-        let error = sizes::complaint(&volumes).or(error);
+        let total: u64 = fixed.bdevs.iter().map(|bdev| bdev.size_bytes()).sum();
+        let verify = verify.map(|(info, took)| info.with_progress(took, sum(|u| u.verified_bytes), total));
+        let differs = verify.as_ref().and_then(VerifyInfo::complaint);
+        let error = sizes::complaint(&volumes).or(error).or(differs);
         let (ack, policy, peer) = match &options.role {
             RoleOptions::Primary(p) => (ack_name(p.ack), policy_name(p.on_link_loss), p.peer),
             RoleOptions::Secondary(s) => ("", "", s.listen),
@@ -517,6 +545,7 @@ impl Groups {
                 limit_bytes: fixed.quota.limit_bytes(),
             },
             sync,
+            verify,
             error,
         })
     }

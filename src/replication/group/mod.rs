@@ -18,6 +18,7 @@ mod options;
 mod orders;
 mod recorded;
 mod sizes;
+mod verify;
 
 pub use list::Groups;
 pub use options::*;

@@ -8,6 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::recorded::RecordRefusal;
+use super::verify::VerifyInfo;
 use crate::bdev::BdevError;
 use crate::reactor::CallError;
 use crate::replication::Generation;
@@ -30,6 +31,8 @@ pub const BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub const FAILOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// An I/O of the secondary's disk that takes longer is held in memory instead of waited for.
 pub const HUNG_IO: Duration = Duration::from_millis(1000);
+/// How long a verify waits for a disk: longer than a disk that heals its sectors takes, and than the link's deadline.
+pub const VERIFY_PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -160,6 +163,8 @@ pub struct GroupInfo {
     pub buffer: BufferInfo,
     /// While the disks are being made equal; a primary knows.
     pub sync: Option<SyncInfo>,
+    /// The verify that runs, or else the last one since the group was made here.
+    pub verify: Option<VerifyInfo>,
     pub error: Option<String>,
 }
 

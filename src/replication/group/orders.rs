@@ -2,6 +2,7 @@
 
 use super::HOME;
 use super::home::{self, Fixed};
+use super::options::VERIFY_PATIENCE;
 use crate::reactor;
 use crate::replication::core::{Last, ToStripes};
 use crate::replication::volume::{Shard, shard_of};
@@ -45,6 +46,10 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         }
         ToStripes::Thaw => shard.thaw(),
         ToStripes::StartCopy { only_dirty } => shard.start_copy(only_dirty),
+        ToStripes::Verify { round, rate_bytes } => {
+            shard.start_verify(round, rate_bytes / u64::from(fixed.reactors.max(1)), VERIFY_PATIENCE);
+        }
+        ToStripes::VerifyStop => shard.cancel_verify(),
         ToStripes::Fence => shard.fence(),
         ToStripes::SetCopyRate(rate) => shard.set_copy_rate(rate, fixed.reactors),
         ToStripes::SetAck(ack) => shard.set_ack(ack),

@@ -142,6 +142,12 @@ codes! {
         OldGeneration = 7,
         /// The secondary stopped applying after an earlier error.
         Broken = 8,
+        /// The secondary's disk has another content than what was sent to be compared.
+        Differs = 9,
+        /// The secondary's disk failed the read of what was to be compared.
+        Unreadable = 10,
+        /// The secondary's disk did not answer the read of what was to be compared in time.
+        HungRead = 11,
     }
 }
 
@@ -197,6 +203,18 @@ pub struct Write {
     pub sync_copy: bool,
 }
 
+/// A range to be compared, whose digest is the payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verify {
+    pub generation: Generation,
+    pub epoch: Epoch,
+    pub sequence: Sequence,
+    pub volume: u16,
+    /// Bytes.
+    pub offset: u64,
+    pub len: u32,
+}
+
 /// A flush, which has a place in the stream of writes, or the size of something of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ordered {
@@ -239,6 +257,7 @@ pub enum Message {
     HeartbeatReply(Heartbeat),
     Write(Write),
     Flush(Ordered),
+    Verify(Verify),
     Resize(Ordered),
     Extend(Ordered),
     DiskSize(Ordered),
@@ -274,6 +293,7 @@ impl Message {
             Message::HeartbeatReply(_) => kind::HEARTBEAT_REPLY,
             Message::Write(_) => kind::WRITE,
             Message::Flush(_) => kind::FLUSH,
+            Message::Verify(_) => kind::VERIFY,
             Message::Resize(_) => kind::RESIZE,
             Message::Extend(_) => kind::EXTEND,
             Message::DiskSize(_) => kind::DISK_SIZE,
@@ -359,6 +379,15 @@ impl Message {
                 offset: U64::new(w.offset),
                 len: U32::new(w.len),
                 volume: U16::new(w.volume),
+                reserved: [0; 10],
+            }),
+            Message::Verify(v) => zerocopy::transmute!(RawWrite {
+                generation: U64::new(v.generation.0),
+                epoch: U64::new(v.epoch.0),
+                sequence: U64::new(v.sequence.0),
+                offset: U64::new(v.offset),
+                len: U32::new(v.len),
+                volume: U16::new(v.volume),
                 reserved: [0; 10],
             }),
             Message::Flush(o) | Message::Resize(o) | Message::Extend(o) | Message::DiskSize(o) => {
@@ -522,6 +551,17 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 sync_copy: flags & flag::SYNC_COPY != 0,
             })
         }
+        kind::VERIFY => {
+            let b: &RawWrite = read(&raw.body);
+            Message::Verify(Verify {
+                generation: Generation(b.generation.get()),
+                epoch: Epoch(b.epoch.get()),
+                sequence: Sequence(b.sequence.get()),
+                volume: b.volume.get(),
+                offset: b.offset.get(),
+                len: b.len.get(),
+            })
+        }
         kind::FLUSH | kind::RESIZE | kind::EXTEND | kind::DISK_SIZE => {
             let b: &RawOrdered = read(&raw.body);
             let ordered = Ordered {
@@ -598,6 +638,13 @@ impl Header {
                     return wrong(u64::from(w.len));
                 }
                 if w.zeroes { 0 } else { w.len }
+            }
+            Message::Verify(v) => {
+                let over = v.offset.checked_add(u64::from(v.len)).is_none();
+                if v.len == 0 || v.len > WRITE_BYTES_MAX || over {
+                    return wrong(u64::from(v.len));
+                }
+                DIGEST_BYTES
             }
             Message::Acks(a) if a.entries > ACK_ENTRIES_MAX => return wrong(u64::from(a.entries)),
             Message::Acks(a) => u32::from(a.entries) * size_of::<RawAckEntry>() as u32,

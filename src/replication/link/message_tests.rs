@@ -110,6 +110,12 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
         beat().prop_map(|b| (Message::Heartbeat(b), 0)),
         beat().prop_map(|b| (Message::HeartbeatReply(b), 0)),
         ordered().prop_map(|o| (Message::Flush(o), 0)),
+        write().prop_map(|m| match m {
+            Message::Write(Write { generation, epoch, sequence, volume, offset, len, .. }) => {
+                (Message::Verify(Verify { generation, epoch, sequence, volume, offset, len }), DIGEST_BYTES)
+            }
+            other => (other, 0),
+        }),
         ordered().prop_map(|o| (Message::Resize(o), 0)),
         ordered().prop_map(|o| (Message::Extend(o), 0)),
         ordered().prop_map(|o| (Message::DiskSize(o), 0)),

@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the format. A change of any layout raises it; the frame itself, `Refusal` and the first 12 bytes of the
 /// hello bodies stay as they are for ever, so that two versions can tell each other what is wrong.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 
 /// Opens the body of every hello: "LOCKSTEP" as the bytes stand on the wire.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCKSTEP");
@@ -24,6 +24,8 @@ pub const WRITE_BYTES_MAX: u32 = 1 << 20;
 pub const ZEROES_BYTES_MAX: u32 = 256 << 20;
 /// Entries of one Acks: a batch of a loop's completions; more go into the next message.
 pub const ACK_ENTRIES_MAX: u16 = 256;
+/// Payload of a Verify: a digest of 256 bits.
+pub const DIGEST_BYTES: u32 = 32;
 /// Text of a refusal: two lines for an operator.
 pub const TEXT_BYTES_MAX: u32 = 512;
 /// Volumes of a group.
@@ -48,6 +50,7 @@ pub mod kind {
     pub const WRITE: u8 = 0x10;
     pub const FLUSH: u8 = 0x11;
     pub const ACKS: u8 = 0x12;
+    pub const VERIFY: u8 = 0x13;
     pub const PREPARE: u8 = 0x20;
     pub const PREPARED: u8 = 0x21;
     pub const COMMIT: u8 = 0x22;
@@ -91,7 +94,7 @@ pub struct RawHeader {
     pub header_crc: U32,
 }
 
-/// Body of Write.
+/// Body of Write and Verify.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawWrite {

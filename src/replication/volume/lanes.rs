@@ -14,10 +14,12 @@ use super::shard::{Shard, ShardEvent};
 use crate::env::SgList;
 use crate::reactor::{self, Task};
 use crate::replication::core::{
-    Answer, Answered, Data, Forward, ForwardBody, Incoming, Lane, OpId, Outgoing, PeerRefusal, Range,
+    Answer, Answered, Data, Digest, Forward, ForwardBody, Incoming, Lane, OpId, Outgoing, PeerRefusal, Range,
+    Verdict,
 };
 use crate::replication::link::{
-    AckEntry, AckStatus, Acks, CloseReason, Connection, Header, LinkOwner, Message, Ordered, Room, Write,
+    AckEntry, AckStatus, Acks, CloseReason, Connection, Header, LinkOwner, Message, Ordered, Room, SendError,
+    Verify, Write,
 };
 use crate::replication::{Epoch, Generation, Sequence};
 
@@ -159,6 +161,7 @@ impl Lanes {
             Answer::Applied => AckStatus::Applied,
             Answer::Pinned => AckStatus::Pinned,
             Answer::Failed(refusal) => status_of(refusal),
+            Answer::Compared(verdict) => status_of_verdict(verdict),
         };
         if let Some(Some(state)) = self.lanes.borrow_mut().get_mut(usize::from(lane)) {
             state.incoming.end(sequence, (volume, status));
@@ -233,13 +236,18 @@ impl Lanes {
         for answered in changed {
             let (Answered::Received(sender) | Answered::Ended(sender)) = answered;
             let Some(owner) = shard.owner(sender.volume) else { continue };
+            let mut sensible = true;
             owner.primary(|machine, out| match answered {
                 Answered::Received(sender) => machine.received(sender.op, out),
-                Answered::Ended(sender) => match refusal_of(entry.status) {
-                    None => machine.applied(sender.op, out),
-                    Some(refusal) => machine.peer_refused(sender.range, refusal, out),
+                Answered::Ended(sender) => match ending(entry.status) {
+                    Ending::Applied => machine.applied(sender.op, out),
+                    Ending::Compared(verdict) => sensible = machine.compared(sender.op, verdict, out),
+                    Ending::Refused(refusal) => machine.peer_refused(sender.range, refusal, out),
                 },
             });
+            if !sensible {
+                return Err(());
+            }
         }
         Ok(())
     }
@@ -287,6 +295,18 @@ impl Lanes {
                 let forward = Forward { epoch: f.epoch, generation: f.generation, body: ForwardBody::Flush };
                 self.arrived(shard, lane, f.volume, f.sequence, forward)
             }
+            Message::Verify(v) => shard.owner(v.volume).ok_or(()).and_then(|owner| {
+                let block = u64::from(owner.block_bytes);
+                if v.offset % block != 0 || u64::from(v.len) % block != 0 {
+                    return Err(());
+                }
+                let range = Range::new(v.offset / block, (u64::from(v.len) / block) as u32);
+                let digest =
+                    Digest(payload.first().and_then(|bytes| bytes.with(|b| b.try_into().ok())).ok_or(())?);
+                let body = ForwardBody::Verify { range, digest };
+                let forward = Forward { epoch: v.epoch, generation: v.generation, body };
+                self.arrived(shard, lane, v.volume, v.sequence, forward)
+            }),
             Message::Acks(_) => {
                 let mut outcome = Ok(());
                 let bytes: SmallVec<[u8; 512]> =
@@ -339,6 +359,19 @@ impl LaneState {
                 };
                 send(&self.connection, &message, payload)
             }
+            ForwardBody::Verify { range, digest } => {
+                let sequence = self.outgoing.send(Sender { volume, op, range });
+                let block = u64::from(owner.block_bytes);
+                let message = Message::Verify(Verify {
+                    generation,
+                    epoch,
+                    sequence,
+                    volume,
+                    offset: range.lba * block,
+                    len: range.blocks * owner.block_bytes,
+                });
+                taken(&self.connection, self.connection.send_bytes(&message, &digest.0))
+            }
             ForwardBody::Flush => {
                 let sequence = self.outgoing.send(Sender { volume, op, range: Range::new(0, 0) });
                 let ordered = Ordered { generation, epoch, sequence, volume, value: 0 };
@@ -351,7 +384,11 @@ impl LaneState {
 /// Sends a machine's message. A queue over its hard limit closes the connection: the machines hold back long before, so
 /// something is wrong with it.
 fn send(connection: &Rc<Connection>, message: &Message, payload: SgList) -> Room {
-    connection.send(message, payload).unwrap_or_else(|_| {
+    taken(connection, connection.send(message, payload))
+}
+
+fn taken(connection: &Rc<Connection>, outcome: Result<Room, SendError>) -> Room {
+    outcome.unwrap_or_else(|_| {
         connection.close(CloseReason::Deadline("taking what was sent"));
         Room::Yes
     })
@@ -368,15 +405,35 @@ fn status_of(refusal: PeerRefusal) -> AckStatus {
     }
 }
 
-fn refusal_of(status: AckStatus) -> Option<PeerRefusal> {
+fn status_of_verdict(verdict: Verdict) -> AckStatus {
+    match verdict {
+        Verdict::Equal => AckStatus::Applied,
+        Verdict::Differs => AckStatus::Differs,
+        Verdict::Unreadable => AckStatus::Unreadable,
+        Verdict::Hung => AckStatus::HungRead,
+    }
+}
+
+/// What an acknowledgement says of a message that has ended.
+enum Ending {
+    /// What was sent to be compared is equal.
+    Applied,
+    Compared(Verdict),
+    Refused(PeerRefusal),
+}
+
+fn ending(status: AckStatus) -> Ending {
     match status {
-        AckStatus::Applied | AckStatus::Received | AckStatus::Pinned => None,
-        AckStatus::WriteError => Some(PeerRefusal::DiskWrite),
-        AckStatus::PreserveError => Some(PeerRefusal::CopyBeforeWrite),
-        AckStatus::BufferFull => Some(PeerRefusal::HungDisk),
-        AckStatus::OutOfRange => Some(PeerRefusal::Protocol),
-        AckStatus::OldGeneration => Some(PeerRefusal::OldGeneration),
-        AckStatus::Broken => Some(PeerRefusal::Broken),
+        AckStatus::Applied | AckStatus::Received | AckStatus::Pinned => Ending::Applied,
+        AckStatus::Differs => Ending::Compared(Verdict::Differs),
+        AckStatus::Unreadable => Ending::Compared(Verdict::Unreadable),
+        AckStatus::HungRead => Ending::Compared(Verdict::Hung),
+        AckStatus::WriteError => Ending::Refused(PeerRefusal::DiskWrite),
+        AckStatus::PreserveError => Ending::Refused(PeerRefusal::CopyBeforeWrite),
+        AckStatus::BufferFull => Ending::Refused(PeerRefusal::HungDisk),
+        AckStatus::OutOfRange => Ending::Refused(PeerRefusal::Protocol),
+        AckStatus::OldGeneration => Ending::Refused(PeerRefusal::OldGeneration),
+        AckStatus::Broken => Ending::Refused(PeerRefusal::Broken),
     }
 }
 

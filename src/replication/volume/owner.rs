@@ -41,6 +41,7 @@ pub(super) enum Job {
     Preserve(OpId, Range, Blocks),
     View(OpId, Range),
     Base(OpId, Range, Blocks),
+    Verify(OpId, Blocks),
 }
 
 /// A read that waits for buffer memory.
@@ -49,11 +50,15 @@ pub(super) enum Starved {
     Copy(OpId, Range),
     Preserve(OpId, Range),
     Base(OpId, Range),
+    Verify(OpId, Range),
 }
 
 impl Starved {
     fn range(self) -> Range {
-        let (Starved::Copy(_, range) | Starved::Preserve(_, range) | Starved::Base(_, range)) = self;
+        let (Starved::Copy(_, range)
+        | Starved::Preserve(_, range)
+        | Starved::Base(_, range)
+        | Starved::Verify(_, range)) = self;
         range
     }
 }
@@ -253,6 +258,7 @@ impl Owner {
             Starved::Copy(op, _) => Job::CopyRead(op, blocks),
             Starved::Preserve(op, range) => Job::Preserve(op, range, blocks),
             Starved::Base(op, range) => Job::Base(op, range, blocks),
+            Starved::Verify(op, _) => Job::Verify(op, blocks),
         };
         self.disk(Op::Read, range, bufs, false, job);
     }
@@ -292,6 +298,14 @@ impl IoOwner for Owner {
             }
             Some(Job::Base(op, range, content)) => {
                 self.secondary(|machine, out| machine.base_read(op, range, ok.then_some(content), out));
+            }
+            Some(Job::Verify(op, content)) => {
+                let content = ok.then_some(&content);
+                if matches!(*self.machine.borrow(), Machine::Primary(_)) {
+                    self.primary(|machine, out| machine.verify_read(op, content, out));
+                } else {
+                    self.secondary(|machine, out| machine.verify_read(op, content, out));
+                }
             }
             None => {}
         }

@@ -3,7 +3,7 @@
 use smallvec::SmallVec;
 
 use crate::env::{Buf, SgList, sg_len};
-use crate::replication::core::Payload;
+use crate::replication::core::{Digest, Payload};
 
 /// A run of blocks in memory.
 #[derive(Clone, Debug, Default)]
@@ -102,6 +102,14 @@ impl Payload for Blocks {
         });
         equal
     }
+
+    fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new();
+        for buf in &self.bufs {
+            buf.with(|bytes| hasher.update(bytes));
+        }
+        Digest(*hasher.finalize().as_bytes())
+    }
 }
 
 #[cfg(test)]
@@ -142,6 +150,8 @@ mod tests {
             let source = cut(&b, &other_cuts);
             prop_assert!(source.equals(&cut(&b, &cuts)));
             prop_assert_eq!(source.equals(&target), a == b);
+            prop_assert_eq!(source.digest(), cut(&b, &cuts).digest());
+            prop_assert_eq!(source.digest() == target.digest(), a == b);
             target.copy_from(at, &source, from, len);
             let mut expected = a.clone();
             expected[at as usize * 4..(at + len) as usize * 4]

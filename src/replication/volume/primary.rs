@@ -34,6 +34,7 @@ impl Owner {
                 self.disk(Op::Read, range, bufs, false, Job::CompareRead(op, into));
             }
             PrimaryOutput::CopyRead { op, range } => self.read_for(Starved::Copy(op, range)),
+            PrimaryOutput::VerifyRead { op, range } => self.read_for(Starved::Verify(op, range)),
             PrimaryOutput::SubmitWrite { op, range, data, fua } => self.disk_write(op, range, data, fua),
             PrimaryOutput::SubmitFlush { op } => {
                 self.disk(Op::Flush, Range::new(0, 0), SgList::new(), false, Job::Flush(op));

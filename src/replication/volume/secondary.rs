@@ -33,6 +33,7 @@ impl Owner {
         match output {
             SecondaryOutput::PreserveRead { op, range } => self.read_for(Starved::Preserve(op, range)),
             SecondaryOutput::BaseRead { op, range } => self.read_for(Starved::Base(op, range)),
+            SecondaryOutput::VerifyRead { op, range } => self.read_for(Starved::Verify(op, range)),
             SecondaryOutput::ViewRead { op, range, into } => {
                 self.disk(Op::Read, range, into.into_bufs(), false, Job::View(op, range));
             }

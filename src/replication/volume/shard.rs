@@ -57,6 +57,8 @@ pub struct ShardUsage {
     /// What the copy that was begun last has to copy in all, and what is left of it.
     pub copy_bytes: u64,
     pub copy_left_bytes: u64,
+    /// Bytes that the present verify, or else the last one, has compared.
+    pub verified_bytes: u64,
 }
 
 /// Tells when a step of a checkpoint is done on this reactor.
@@ -86,6 +88,8 @@ pub struct Shard {
     timer: Cell<Option<TimerId>>,
     /// What this reactor may copy in a tick.
     copy_bytes_per_tick: Cell<Option<u64>>,
+    /// What a verify may compare in a tick.
+    verify_bytes: Cell<u64>,
     this: Weak<Shard>,
 }
 
@@ -116,6 +120,7 @@ impl Shard {
             preparing: RefCell::default(),
             timer: Cell::new(None),
             copy_bytes_per_tick: Cell::new(None),
+            verify_bytes: Cell::new(0),
             this: this.clone(),
         });
         let make = |(index, (volume, base)): (usize, (&Arc<VolumeShared>, _))| {
@@ -336,6 +341,31 @@ impl Shard {
         }
     }
 
+    /// Compares everything with the peer's disks, one volume after the other, at most so many bytes a second. A disk that
+    /// answers nothing for `patience` ends it.
+    pub fn start_verify(&self, round: u32, rate_bytes: u64, patience: Duration) {
+        let ticks = (patience.as_millis() / TICK.as_millis()).clamp(1, u128::from(u32::MAX)) as u32;
+        self.verify_bytes.set((rate_bytes * TICK.as_millis() as u64 / 1000).max(1));
+        self.primaries(|machine, out| machine.start_verify(round, ticks, out));
+    }
+
+    pub fn cancel_verify(&self) {
+        self.primaries(|machine, out| machine.cancel_verify(out));
+    }
+
+    /// Time for the volume whose turn it is.
+    fn verify_tick(&self) {
+        let bytes = self.verify_bytes.get();
+        let turn = |owner: &&Rc<Owner>| match &*owner.machine.borrow() {
+            Machine::Primary(machine) => machine.is_verifying(),
+            _ => false,
+        };
+        let first = self.owners.borrow().iter().find(turn).cloned();
+        if let Some(owner) = first {
+            owner.primary(|machine, out| machine.verify_tick(bytes, out));
+        }
+    }
+
     pub fn set_ack(&self, ack: AckMode) {
         self.primaries(|machine, out| machine.set_ack(ack, out));
     }
@@ -452,6 +482,7 @@ impl Shard {
                     let (all, left) = machine.copy_progress();
                     usage.copy_bytes += all;
                     usage.copy_left_bytes += left;
+                    usage.verified_bytes += machine.verified_blocks() * u64::from(owner.block_bytes);
                 }
                 Machine::Secondary(machine) => {
                     let buffer = machine.maps().usage();
@@ -478,6 +509,7 @@ impl TimerHandler for Shard {
                 machine.tick(out);
             });
         }
+        self.verify_tick();
         self.arm();
     }
 }
