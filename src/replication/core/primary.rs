@@ -779,6 +779,12 @@ impl<P: Payload> PrimaryStripes<P> {
         self.cancel_verify(out);
         (self.lag_bytes, self.lag_ops, self.congested) = (0, 0, false);
         self.lagging.clear();
+        // A copy whose source is being read has cleared its marks, and the next session may look for them before it ends.
+        for id in self.in_order(|op| matches!(op.kind, Kind::Copy { .. }) && op.peer == Peer::NotSent) {
+            if let Some(range) = self.ops.get(id).map(Op::range) {
+                self.mark(range, true);
+            }
+        }
         let lost = self.in_order(|op| matches!(op.peer, Peer::Sent { .. }));
         for &id in &lost {
             if let Some(op) = self.ops.get_mut(id) {
