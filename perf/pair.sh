@@ -2,7 +2,8 @@
 # A pair of nodes on RAM disks, for `lockstep-perf failover --start` and for loading by hand: until it is ended.
 # usage: pair.sh LOCKSTEP DIRECTORY MiB [PRIMARY_CORES [SECONDARY_CORES]]
 # The primary exports nqn.2026-01.io.lockstep:volume at 127.0.0.1:4430, the secondary at 127.0.0.1:4431; sockets are
-# DIRECTORY/primary.sock and DIRECTORY/secondary.sock; group g0, volume v0. ACK and BUFFER_MB may be set.
+# DIRECTORY/primary.sock and DIRECTORY/secondary.sock; group g0, volume v0. ACK, BUFFER_MB
+# and JOURNAL (a file for the secondary's) may be set.
 set -eu
 LOCKSTEP=$1 DIRECTORY=$2 BLOCKS=$(($3 * 256))
 NQN=nqn.2026-01.io.lockstep:volume
@@ -30,9 +31,10 @@ node() {
 EOF
 }
 
+JOURNAL=${JOURNAL:+",\"buffer_journal\":\"$JOURNAL\""}
 node secondary 4431 32768 65519 <<EOF
 "listen":{"transport":"tcp","address":"127.0.0.1","port":4432},"disk_buffer":true,
-"buffer_limit_mb":${BUFFER_MB:-1024}
+"buffer_limit_mb":${BUFFER_MB:-1024}$JOURNAL
 EOF
 node primary 4430 1 32767 <<EOF
 "peer":{"transport":"tcp","address":"127.0.0.1","port":4432},"ack":"${ACK:-applied}"

@@ -6,6 +6,7 @@
 pub mod buffer;
 pub mod core;
 pub mod group;
+pub mod journal;
 pub mod link;
 pub mod metadata;
 pub mod volume;

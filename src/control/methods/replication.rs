@@ -14,6 +14,7 @@ use crate::replication::group::{
     Changes, GroupInfo, GroupOptions, PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS, PEER_TIMEOUT_MS,
     PrimaryOptions, ReplicationError, RoleOptions, START_TIMEOUT_MS, SecondaryOptions, VolumeOptions,
 };
+use crate::replication::journal::{JournalError, JournalOptions};
 use crate::replication::metadata::MetadataError;
 use crate::replication::{Epoch, Generation};
 use rustix::io::Errno;
@@ -191,6 +192,12 @@ params! {
         buffer_limit_mb: Option<u64>,
         /// Secondary: what is kept of a write is a multiple of this, KiB, a power of two up to 1024. Default: 4.
         granule_kb: Option<u32>,
+        /// Secondary: a file (a path with a `/`; made if there is none) or a bdev that keeps originals durably, so that a
+        /// secondary that loses power rolls back to its last checkpoint by itself. From 4 MiB for each reactor to 16 GiB.
+        /// Default: none; then such a node needs a sync.
+        buffer_journal: Option<String>,
+        /// Secondary: size of the journal's file if it is made, MiB. Default: `buffer_limit_mb`.
+        buffer_journal_mb: Option<u64>,
         /// A peer of which nothing was heard for so long counts as lost, ms, 1000 to 60000. Default: 5000.
         peer_timeout_ms: Option<u32>,
         /// Secondary: the generation in which this node took over, as a saved configuration tells it after a failover.
@@ -347,7 +354,7 @@ pub fn family() -> Family {
                     (-22, "a parameter is not possible, or not with what the metadata file says; the message tells"),
                     (-98, "the address is in use"),
                     (-16, "the metadata file is in use"),
-                    (-5, "the metadata file cannot be used"),
+                    (-5, "the metadata file or the journal cannot be used, or the roll-back failed"),
                 ])
                 .example(
                     r#"{"name": "g0", "role": "primary", "volumes": [{"name": "v0", "bdev": "Malloc0"}],
@@ -384,7 +391,9 @@ pub fn family() -> Family {
                      `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `notice`: what \
                      to do for the volume to grow, or null), `peer`, `connected`, \
                      `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
-                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `sync` (`copied_bytes`, `left_bytes`, \
+                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `journal` (of a secondary that has one: `journal`, \
+                     `size_bytes`, `used_bytes`, `rolled_back_to`: the epoch to which it led the volumes back when the \
+                     node started, until a session begins), `sync` (`copied_bytes`, `left_bytes`, \
                      `total_bytes`, `bytes_per_second`, `seconds_left`; on the primary, while the disks are made equal), \
                      `verify` (of the last one, or null: `state`, which is `running`, `repairing`, `finished`, `stopped` \
                      or `failed`, `repair`, `checked_bytes`, `total_bytes`, `bytes_per_second` on average, `seconds_left` \
@@ -485,7 +494,10 @@ impl From<ReplicationError> for RpcError {
             ReplicationError::Group(error) | ReplicationError::Peer { error, .. } => errno_of(*error),
             ReplicationError::Bdev(error) => Errno::from_raw_os_error(error.errno()),
             ReplicationError::Metadata(MetadataError::InUse(_)) => Errno::BUSY,
-            ReplicationError::Metadata(_) => Errno::IO,
+            ReplicationError::Metadata(_) | ReplicationError::RollBack(..) => Errno::IO,
+            ReplicationError::Journal(JournalError::Bdev(error)) => Errno::from_raw_os_error(error.errno()),
+            ReplicationError::Journal(JournalError::Io(..) | JournalError::File { .. }) => Errno::IO,
+            ReplicationError::Journal(_) => Errno::INVAL,
             ReplicationError::Listen(_) => Errno::ADDRINUSE,
             ReplicationError::Reactor(_) => Errno::TIMEDOUT,
         };
@@ -515,7 +527,9 @@ fn errno_of(error: GroupError) -> Errno {
         GroupError::LinkLost => Errno::NOTCONN,
         GroupError::Refused => Errno::CONNREFUSED,
         GroupError::Metadata | GroupError::Unrecoverable(_) | GroupError::Source => Errno::IO,
-        GroupError::Inconsistent | GroupError::NoBuffer | GroupError::ViewLost => Errno::OPNOTSUPP,
+        GroupError::Inconsistent | GroupError::NoBuffer | GroupError::ViewLost | GroupError::RolledBack => {
+            Errno::OPNOTSUPP
+        }
     }
 }
 
@@ -536,7 +550,11 @@ fn create(node: &Arc<Node>, params: GroupCreate) -> Result<bool, RpcError> {
         promoted_generation: params.promoted_generation.map(Generation),
     };
     let in_use = |error: &ReplicationError| {
-        matches!(error, ReplicationError::Metadata(MetadataError::InUse(_)) | ReplicationError::Listen(_))
+        // A group that ended just now gives its journal's file free when its last I/O has ended.
+        let journal = matches!(error, ReplicationError::Journal(JournalError::Bdev(error))
+            if error.errno() == Errno::BUSY.raw_os_error());
+        let metadata = matches!(error, ReplicationError::Metadata(MetadataError::InUse(_)));
+        journal || metadata || matches!(error, ReplicationError::Listen(_))
     };
     patiently(node, in_use, || node.groups().create(options.clone()))?;
     Ok(true)
@@ -548,6 +566,8 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("disk_buffer", params.disk_buffer.is_some()),
         ("buffer_limit_mb", params.buffer_limit_mb.is_some()),
         ("granule_kb", params.granule_kb.is_some()),
+        ("buffer_journal", params.buffer_journal.is_some()),
+        ("buffer_journal_mb", params.buffer_journal_mb.is_some()),
         ("promoted_generation", params.promoted_generation.is_some()),
     ] {
         refuse_for("secondary", name, given)?;
@@ -585,17 +605,33 @@ fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         .as_ref()
         .ok_or_else(|| RpcError::invalid_params("'listen' is missing: a secondary needs it"))?;
     let granule = params.granule_kb.unwrap_or(DEFAULT_GRANULE_KB);
+    let limit_mb = params.buffer_limit_mb.unwrap_or(DEFAULT_BUFFER_LIMIT_MB);
     Ok(RoleOptions::Secondary(SecondaryOptions {
         listen: listen.socket("listen")?,
         disk_buffer: params.disk_buffer.unwrap_or(true),
-        buffer_limit_bytes: mebibytes(
-            "buffer_limit_mb",
-            params.buffer_limit_mb.unwrap_or(DEFAULT_BUFFER_LIMIT_MB),
-        )?,
+        buffer_limit_bytes: mebibytes("buffer_limit_mb", limit_mb)?,
+        journal: journal(params, limit_mb)?,
         granule_bytes: granule
             .checked_mul(KIB)
             .ok_or_else(|| RpcError::invalid_params("'granule_kb' is a power of two up to 1024"))?,
     }))
+}
+
+fn journal(params: &GroupCreate, limit_mb: u64) -> Result<Option<JournalOptions>, RpcError> {
+    let size_mb = params.buffer_journal_mb;
+    match &params.buffer_journal {
+        None if size_mb.is_some() => {
+            Err(RpcError::invalid_params("'buffer_journal_mb' needs 'buffer_journal'"))
+        }
+        None => Ok(None),
+        Some(place) if place.is_empty() => {
+            Err(RpcError::invalid_params("'buffer_journal' is empty: it is a file's path or a bdev's name"))
+        }
+        Some(place) => Ok(Some(JournalOptions {
+            place: place.clone(),
+            file_bytes: mebibytes("buffer_journal_mb", size_mb.unwrap_or(limit_mb))?,
+        })),
+    }
 }
 
 fn refuse_for(role: &str, name: &str, given: bool) -> Result<(), RpcError> {
@@ -799,6 +835,8 @@ fn configured(options: &GroupOptions) -> Value {
             "disk_buffer": secondary.disk_buffer,
             "buffer_limit_mb": secondary.buffer_limit_bytes / MIB,
             "granule_kb": secondary.granule_bytes / KIB,
+            "buffer_journal": secondary.journal.as_ref().map(|journal| &journal.place),
+            "buffer_journal_mb": secondary.journal.as_ref().map(|journal| journal.file_bytes / MIB),
         }),
     };
     if let (Value::Object(members), Value::Object(own)) = (&mut params, own) {

@@ -19,6 +19,8 @@ pub struct GroupRecord {
     pub promoted: bool,
     /// What this node's disk is equal to but for what a dirty map of the same lineage says.
     pub lineage: Lineage,
+    /// The journal leads back to `committed`: everything of that is on the disk, and what came after can be undone.
+    pub journaled: bool,
 }
 
 /// How the disks of a new session are made equal.
@@ -296,6 +298,11 @@ pub enum GroupError {
     NoBuffer,
     #[error("the originals since the last checkpoint were not all kept: only `latest` can be promised")]
     ViewLost,
+    #[error(
+        "this node ended without a failover and was rolled back to its last checkpoint, which is all that can be promised: \
+         use keep `checkpoint`"
+    )]
+    RolledBack,
     #[error("the group was stopped")]
     Stopped,
     #[error(
@@ -327,6 +334,9 @@ pub enum GroupEvent {
     Fenced,
     BufferWatermark(u8),
     BufferOverrun(Epoch),
+    JournalWatermark(u8),
+    JournalOverrun(Epoch),
+    JournalFailed,
     HungDisk,
     DiskHealed,
     DrainFailed,

@@ -636,6 +636,10 @@ impl PrimaryGroup {
             | StripeEvent::DiskHealed
             | StripeEvent::BufferWatermark(_)
             | StripeEvent::BufferOverrun(_)
+            | StripeEvent::JournalWatermark(_)
+            | StripeEvent::JournalOverrun(_)
+            | StripeEvent::JournalFailed
+            | StripeEvent::FlushFailed
             | StripeEvent::DrainFailed(_)
             | StripeEvent::Drained => {}
         }

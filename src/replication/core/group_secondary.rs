@@ -7,7 +7,7 @@
 use super::super::{Epoch, Generation, Lineage};
 use super::group::*;
 use super::promoted::Keep;
-use super::types::{PeerRefusal, StripeEvent};
+use super::types::{PeerRefusal, Standing, StripeEvent};
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +88,8 @@ pub(super) enum Spreading {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Checkpoint {
     None,
-    Preparing { epoch: Epoch, left: u16 },
-    Prepared { epoch: Epoch },
+    Preparing { epoch: Epoch, left: u16, standing: Standing },
+    Prepared { epoch: Epoch, standing: Standing },
 }
 
 pub struct SecondaryGroup {
@@ -114,6 +114,8 @@ pub struct SecondaryGroup {
     lost_through: Epoch,
     /// While the record says inconsistent: the buffer still leads back to the last checkpoint.
     leads_back: bool,
+    /// The disks are at the last checkpoint, to which a journal led back, until a session begins.
+    rolled_back: bool,
     draining: u16,
     connected: bool,
     timers: Timers,
@@ -128,6 +130,7 @@ impl SecondaryGroup {
             (true, false) => SecondaryState::Standalone,
             (false, false) => SecondaryState::Waiting,
         };
+        let rolled_back = record.journaled && state == SecondaryState::Waiting;
         SecondaryGroup {
             config,
             record,
@@ -142,8 +145,10 @@ impl SecondaryGroup {
             spreading: Spreading::Nothing,
             failovers: VecDeque::new(),
             sync_ends_with: None,
-            // The buffer is memory: after a restart the disk is ahead of the last checkpoint, and nothing leads back.
-            lost_through: Epoch(u64::MAX),
+            // The buffer is memory: after a restart the disk is ahead of the last checkpoint, and nothing leads back; but a
+            // journal has done so by now.
+            lost_through: if rolled_back { Epoch(0) } else { Epoch(u64::MAX) },
+            rolled_back,
             leads_back: false,
             draining: 0,
             connected: false,
@@ -169,6 +174,11 @@ impl SecondaryGroup {
     pub fn has_view(&self) -> bool {
         let reachable = !self.record.inconsistent || self.leads_back;
         self.config.buffer && reachable && self.record.committed >= self.lost_through
+    }
+
+    /// The checkpoint to which a journal led back when the node started, until a session begins.
+    pub fn rolled_back_to(&self) -> Option<Epoch> {
+        self.rolled_back.then_some(self.record.committed)
     }
 
     pub(super) fn reactors(&self) -> u16 {
@@ -252,7 +262,9 @@ impl SecondaryGroup {
         let kept = sync == SyncMode::Changed && same_size && self.has_view();
         let committed = if sync == SyncMode::Changed { self.record.committed } else { Epoch(epoch.0 - 1) };
         let inconsistent = sync != SyncMode::None;
-        let record = GroupRecord { committed, newest: epoch, inconsistent, lineage, ..self.record };
+        // What the disks hold now may not be durable; the first checkpoint makes it so.
+        let record =
+            GroupRecord { committed, newest: epoch, inconsistent, lineage, journaled: false, ..self.record };
         self.pending_bytes = self.primary_bytes.clone();
         self.persist(record, Persisting::Begin { epoch, sync, kept }, out);
     }
@@ -273,46 +285,56 @@ impl SecondaryGroup {
             return out.push(GroupOutput::Send(Control::Prepared { epoch, ended }));
         }
         self.record.newest = epoch.next();
-        self.checkpoint = Checkpoint::Preparing { epoch, left: self.config.reactors };
+        let standing = Standing::Durable;
+        self.checkpoint = Checkpoint::Preparing { epoch, left: self.config.reactors, standing };
         out.push(GroupOutput::ToStripes(ToStripes::Prepare { epoch, lasts }));
         self.timers.arm(Timer::Settle, timeout_ms / 2, out);
     }
 
     /// One more reactor has everything of the epoch, or cannot.
-    pub fn prepared(&mut self, epoch: Epoch, result: Result<(), PeerRefusal>, out: &mut Out) {
-        let Checkpoint::Preparing { epoch: expected, left } = &mut self.checkpoint else { return };
+    pub fn prepared(&mut self, epoch: Epoch, result: Result<Standing, PeerRefusal>, out: &mut Out) {
+        let Checkpoint::Preparing { epoch: expected, left, standing } = &mut self.checkpoint else { return };
         if epoch != *expected {
             return;
         }
         *left = left.saturating_sub(1);
+        if result == Ok(Standing::Volatile) {
+            *standing = Standing::Volatile;
+        }
+        let standing = *standing;
         let ended = match result {
             Err(_) => Ended::Disk,
-            Ok(()) if *left == 0 => Ended::Ok,
-            Ok(()) => return,
+            Ok(_) if *left == 0 => Ended::Ok,
+            Ok(_) => return,
         };
         self.timers.cancel(Timer::Settle);
         self.checkpoint = match ended {
-            Ended::Ok => Checkpoint::Prepared { epoch },
+            Ended::Ok => Checkpoint::Prepared { epoch, standing },
             _ => Checkpoint::None,
         };
         out.push(GroupOutput::Send(Control::Prepared { epoch, ended }));
     }
 
     fn commit(&mut self, epoch: Epoch, out: &mut Out) {
-        let prepared = self.checkpoint == Checkpoint::Prepared { epoch };
+        let standing = match self.checkpoint {
+            Checkpoint::Prepared { epoch: prepared, standing } if prepared == epoch => Some(standing),
+            _ => None,
+        };
+        let prepared = standing.is_some();
         if !self.follows() || !prepared || self.is_busy() {
             let ended = if prepared { Ended::NotRunning } else { Ended::WrongEpoch };
             return out.push(GroupOutput::Send(Control::Committed { epoch, ended }));
         }
         let synced = self.sync_ends_with == Some(epoch);
         let inconsistent = self.record.inconsistent && !synced;
-        let record = GroupRecord { committed: epoch, inconsistent, ..self.record };
+        let journaled = standing == Some(Standing::Durable);
+        let record = GroupRecord { committed: epoch, inconsistent, journaled, ..self.record };
         self.persist(record, Persisting::Commit { epoch }, out);
     }
 
     fn abort(&mut self, epoch: Epoch, out: &mut Out) {
         let ours = matches!(self.checkpoint,
-            Checkpoint::Preparing { epoch: e, .. } | Checkpoint::Prepared { epoch: e } if e == epoch);
+            Checkpoint::Preparing { epoch: e, .. } | Checkpoint::Prepared { epoch: e, .. } if e == epoch);
         if ours && !self.is_busy() {
             self.checkpoint = Checkpoint::None;
             self.timers.cancel(Timer::Settle);
@@ -338,6 +360,7 @@ impl SecondaryGroup {
             (Persisting::Nothing | Persisting::Drained, _) => {}
             (Persisting::Begin { epoch, sync, kept }, true) => {
                 self.spreading = Spreading::Begin { epoch, sync, left: reactors };
+                self.rolled_back = false;
                 let originals = self.originals(epoch, sync, kept);
                 let (generation, base) = (self.record.generation, self.record.committed);
                 let volume_bytes = self.pending_bytes.clone();
@@ -481,6 +504,7 @@ impl SecondaryGroup {
         match keep {
             // Neither what the primary had nor what this node had: a part of both.
             Keep::Latest if self.record.inconsistent => Some(GroupError::Inconsistent),
+            Keep::Latest | Keep::Overlay if self.rolled_back => Some(GroupError::RolledBack),
             Keep::Latest => None,
             _ if self.record.inconsistent && !self.leads_back => Some(GroupError::Inconsistent),
             _ if !self.config.buffer => Some(GroupError::NoBuffer),
@@ -505,7 +529,8 @@ impl SecondaryGroup {
         let generation = Generation(self.record.generation.0 + 1);
         // Until the buffer is on the disk, the disk alone is neither the old state nor the promised one.
         let inconsistent = keep != Keep::Latest;
-        let record = GroupRecord { generation, promoted: true, inconsistent, ..self.record };
+        let record =
+            GroupRecord { generation, promoted: true, inconsistent, journaled: false, ..self.record };
         self.persist(record, Persisting::Promotion { keep, command }, out);
     }
 
@@ -557,6 +582,14 @@ impl SecondaryGroup {
                 GroupEvent::BufferOverrun(epoch)
             }
             StripeEvent::BufferWatermark(percent) => GroupEvent::BufferWatermark(percent),
+            StripeEvent::JournalWatermark(percent) => GroupEvent::JournalWatermark(percent),
+            StripeEvent::JournalOverrun(epoch) => GroupEvent::JournalOverrun(epoch),
+            StripeEvent::JournalFailed => GroupEvent::JournalFailed,
+            StripeEvent::FlushFailed => {
+                // No map says what this disk lacks now.
+                self.record.lineage = Lineage(0);
+                return;
+            }
             StripeEvent::HungDisk(_) => GroupEvent::HungDisk,
             StripeEvent::DiskHealed => GroupEvent::DiskHealed,
             StripeEvent::DrainFailed(_) => GroupEvent::DrainFailed,

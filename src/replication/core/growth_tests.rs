@@ -295,7 +295,7 @@ fn what_was_read_of_the_last_granule_before_its_end_came_is_read_again() {
     use super::super::{Epoch, Generation, Sequence};
     use super::model::{Maps, bytes, filled};
     let geometry = Geometry { owners: 1, ..super::pair::geometry(SMALL, 0) };
-    let config = SecondaryConfig { geometry, buffer: true, hung_ticks: 3 };
+    let config = SecondaryConfig { geometry, buffer: true, journal: false, hung_ticks: 3 };
     let mut machine = SecondaryStripes::new(config, Maps::new(geometry, 100), Generation(1), Epoch(0));
     machine.extend(LARGE).expect("room");
     let mut out = Vec::new();
@@ -390,7 +390,7 @@ fn a_secondary_takes_no_size_that_it_cannot_have_and_lets_a_size_and_a_commit_wa
         }
     }
     group.message(Control::Prepare { epoch, timeout_ms: 1000, lasts: Vec::new() }, &mut out);
-    group.prepared(epoch, Ok(()), &mut out);
+    group.prepared(epoch, Ok(Standing::Volatile), &mut out);
     out.clear();
     // The commit comes while the size is being written, and another size while the commit is.
     group.message(Control::Resize { volume: 0, bytes: 15 }, &mut out);

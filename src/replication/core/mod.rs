@@ -34,6 +34,7 @@ mod group_secondary;
 mod growth;
 mod growth_secondary;
 mod handshake;
+mod journaling;
 mod lane;
 mod maps;
 mod primary;
@@ -49,6 +50,8 @@ mod view;
 
 #[cfg(test)]
 mod growth_tests;
+#[cfg(test)]
+mod journaling_tests;
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -109,7 +109,7 @@ pub struct Pair {
     reports_primary: VecDeque<Vec<Last>>,
     frozen: usize,
     preparing: Vec<Option<(Epoch, Vec<Last>)>>,
-    prepared: VecDeque<(Epoch, Result<(), PeerRefusal>)>,
+    prepared: VecDeque<(Epoch, Result<Standing, PeerRefusal>)>,
     persists: VecDeque<bool>,
     timers: VecDeque<(bool, Armed)>,
     pub connected: bool,
@@ -152,7 +152,7 @@ impl Pair {
             SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
         let machine = |owner| {
             let geometry = geometry(blocks, owner);
-            let config = SecondaryConfig { geometry, buffer: true, hung_ticks: 3 };
+            let config = SecondaryConfig { geometry, buffer: true, journal: false, hung_ticks: 3 };
             SecondaryStripes::new(config, Maps::new(geometry, limit), Generation(1), Epoch(0))
         };
         let primary = |owner| {
@@ -337,6 +337,7 @@ impl Pair {
     fn secondary_output(&mut self, reactor: usize, output: SecondaryOutput<Bytes>) {
         match output {
             SecondaryOutput::PreserveRead { op, range } => self.io(false, reactor, op, range, What::Preserve),
+            SecondaryOutput::Journal { .. } => panic!("there is no journal"),
             SecondaryOutput::ViewRead { op, range, into } => {
                 self.io(false, reactor, op, range, What::View(into));
             }

@@ -92,6 +92,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             match write.stage {
                 Stage::Waiting | Stage::Retrying => waiting.push(id),
                 Stage::Preserving { left, .. } => write.stage = Stage::Abandoned { left },
+                Stage::Marking { .. } => write.stage = Stage::Abandoned { left: 1 },
                 Stage::Writing | Stage::Abandoned { .. } => {}
             }
         });

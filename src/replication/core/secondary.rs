@@ -8,6 +8,7 @@
 use super::super::{Epoch, Generation, Sequence};
 use super::dirty::DirtyMap;
 use super::group::Originals;
+use super::journaling::Journaling;
 use super::maps::{BufferFull, GranuleMaps};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
@@ -22,6 +23,8 @@ pub struct SecondaryConfig {
     pub geometry: Geometry,
     /// False: nothing is preserved, there is no view, and only `latest` can be promised.
     pub buffer: bool,
+    /// Originals are durable in a journal before anything is written in place, and what is prepared is flushed.
+    pub journal: bool,
     /// Ticks after which an I/O counts as hung, unless the disk is only slow: that is while others end, and none that
     /// the disk got a whole such time later.
     pub hung_ticks: u32,
@@ -44,6 +47,15 @@ pub enum SecondaryOutput<P> {
     PreserveRead {
         op: OpId,
         range: Range,
+    },
+    /// Makes an original durable (`None`: nothing), and that originals through `lost_through` are not all kept; comes
+    /// back by [`SecondaryStripes::journaled`].
+    Journal {
+        op: OpId,
+        epoch: Epoch,
+        range: Range,
+        content: Option<P>,
+        lost_through: Epoch,
     },
     /// Reads for the view, into the host's own buffer; comes back by [`SecondaryStripes::view_read`].
     ViewRead {
@@ -86,7 +98,7 @@ pub enum SecondaryOutput<P> {
     /// Every write of the epoch that arrived is on the disk or held in memory.
     Prepared {
         epoch: Epoch,
-        result: Result<(), PeerRefusal>,
+        result: Result<Standing, PeerRefusal>,
     },
     Event(StripeEvent),
 }
@@ -98,8 +110,12 @@ pub(super) enum Stage {
         left: u16,
         failed: bool,
     },
+    /// The journal is told that originals through this epoch are not all kept.
+    Marking {
+        through: Epoch,
+    },
     Writing,
-    /// The disk failed a pinned write; it is written again at the next tick.
+    /// The disk, or the journal, failed a pinned write; it is tried again at the next tick.
     Retrying,
     /// Rolled back by a failover; only waits for the disk to give its I/O back.
     Abandoned {
@@ -156,8 +172,13 @@ pub(super) enum Op<P> {
     Forwarded(Forwarded<P>),
     Barrier(Barrier),
     Own(Own<P>),
-    Drain { range: Range, lock: LockId },
+    Drain {
+        range: Range,
+        lock: LockId,
+    },
     Verify(Comparison),
+    /// The flush of what is being prepared.
+    Flush,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -171,7 +192,7 @@ pub(super) enum Role {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Preparing {
-    epoch: Epoch,
+    pub epoch: Epoch,
     unanswered: u32,
 }
 
@@ -191,16 +212,17 @@ pub struct SecondaryStripes<P, M> {
     pub(super) generation: Generation,
     pub(super) committed: Epoch,
     /// The newest epoch seen.
-    open: Epoch,
+    pub(super) open: Epoch,
     /// Originals of epochs through this one were not all kept.
     pub(super) lost_through: Epoch,
+    pub(super) journaling: Journaling,
     /// Pinned writes in the order of arrival.
     pub(super) pins: Vec<(u64, OpId)>,
     barriers: Vec<OpId>,
     /// Rises whenever something that a read may have missed goes from memory; such a read starts again.
     pub(super) changes: u64,
-    broken: Option<PeerRefusal>,
-    preparing: Option<Preparing>,
+    pub(super) broken: Option<PeerRefusal>,
+    pub(super) preparing: Option<Preparing>,
     pub(super) short_of_room: VecDeque<OpId>,
     pub(super) draining: super::promoted::Draining,
     pub(super) dirty: DirtyMap,
@@ -234,6 +256,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             committed,
             open: committed,
             lost_through: if config.buffer { Epoch(0) } else { NEVER },
+            journaling: Journaling::default(),
             pins: Vec::new(),
             barriers: Vec::new(),
             changes: 0,
@@ -287,6 +310,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.link_down();
         self.resize(blocks);
         self.generation = generation;
+        self.journaling.begin();
         self.broken = None;
         let lost = match originals {
             Originals::Kept => None,
@@ -327,6 +351,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// The primary is gone: what arrived is still applied, but there is nobody to answer.
     pub fn link_down(&mut self) {
         self.preparing = None;
+        self.cancel_flush();
         let mut unsubmitted = Vec::new();
         self.ops.for_each_mut(|id, op| match op {
             Op::Forwarded(write) => write.answered = true,
@@ -429,7 +454,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 
     /// Whether originals of this epoch are to be kept.
-    fn preserves(&self, epoch: Epoch) -> bool {
+    pub(super) fn preserves(&self, epoch: Epoch) -> bool {
         self.role == Role::Follower && epoch > self.committed && epoch > self.lost_through
     }
 
@@ -469,7 +494,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             }
         }
         match left {
-            0 => self.submit_write(id, out),
+            0 => self.secure(id, out),
             left => {
                 let tick = self.tick;
                 if let Some(write) = self.forwarded_mut(id) {
@@ -494,12 +519,13 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let Some(piece) = whole.intersection(write.range) else { return };
         let completed = self.maps.complete(piece, &write.data, 0);
         self.changes += 1;
+        self.note_completed(self.config.geometry.granule_of(piece.lba), out);
         if completed.is_err() {
             self.lose(self.open, out);
         }
     }
 
-    fn submit_write(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+    pub(super) fn submit_write(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let tick = self.tick;
         let Some(write) = self.forwarded_mut(id) else { return };
         write.stage = Stage::Writing;
@@ -518,10 +544,27 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     ) {
         let Some(write) = self.forwarded_mut(id) else { return };
         let epoch = write.epoch;
+        if matches!(write.stage, Stage::Preserving { .. })
+            && let Some(content) = content
+        {
+            self.keep(epoch, range, content, out);
+            if self.journals(epoch) {
+                let lost_through = self.lost_for_journal();
+                let content = Some(content.clone());
+                return out.push(SecondaryOutput::Journal { op: id, epoch, range, content, lost_through });
+            }
+        }
+        self.preserved(id, content.is_some(), out);
+    }
+
+    /// One of the runs that a write preserves is done with.
+    pub(super) fn preserved(&mut self, id: OpId, ok: bool, out: &mut Vec<SecondaryOutput<P>>) {
+        let Some(write) = self.forwarded_mut(id) else { return };
+        let epoch = write.epoch;
         let ended = match &mut write.stage {
             Stage::Preserving { left, failed } => {
                 *left = left.saturating_sub(1);
-                *failed |= content.is_none();
+                *failed |= !ok;
                 *left == 0
             }
             Stage::Abandoned { left } => {
@@ -533,9 +576,6 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             }
             _ => return,
         };
-        if let Some(content) = content {
-            self.keep(epoch, range, content, out);
-        }
         if !ended {
             return;
         }
@@ -543,11 +583,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let Some(write) = self.forwarded_mut(id) else { return };
         let failed = matches!(write.stage, Stage::Preserving { failed: true, .. });
         match (failed && preserves, write.answered) {
-            (false, _) => self.submit_write(id, out),
+            (false, _) => self.secure(id, out),
             // The primary was told that it is held: it goes in, and the roll-back is what is lost.
             (true, true) => {
                 self.lose(epoch, out);
-                self.submit_write(id, out);
+                self.secure(id, out);
             }
             (true, false) => self.fail(id, PeerRefusal::CopyBeforeWrite, out),
         }
@@ -601,6 +641,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         match self.ops.get_mut(id) {
             Some(Op::Forwarded(write)) if write.stage == Stage::Writing => {
                 self.last_end = self.tick;
+                self.journaling.unflushed = true;
                 if is_older(self.youngest_ended, write.started) {
                     self.youngest_ended = write.started;
                 }
@@ -633,7 +674,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 
     /// The machine stops applying: going on past a lost write would tear the order that `latest` promises.
-    fn fail(&mut self, id: OpId, refusal: PeerRefusal, out: &mut Vec<SecondaryOutput<P>>) {
+    pub(super) fn fail(&mut self, id: OpId, refusal: PeerRefusal, out: &mut Vec<SecondaryOutput<P>>) {
         self.broken.get_or_insert(refusal);
         self.answer(id, Answer::Failed(refusal), out);
         self.forget(id, out);
@@ -670,7 +711,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             if preparing.unanswered == 0 {
                 let epoch = preparing.epoch;
                 self.preparing = None;
-                out.push(SecondaryOutput::Prepared { epoch, result: Ok(()) });
+                self.all_accounted(epoch, out);
             }
         }
     }
@@ -717,6 +758,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     pub fn flush_done(&mut self, id: OpId, ok: bool, out: &mut Vec<SecondaryOutput<P>>) {
         match self.ops.get(id) {
             Some(Op::Own(_)) => self.own_flushed(id, ok, out),
+            Some(Op::Flush) => self.prepare_flushed(id, ok, out),
             Some(Op::Barrier(_)) => {
                 let Some(Op::Barrier(barrier)) = self.ops.remove(id) else { return };
                 let Some(at) = self.barriers.iter().position(|&other| other == id) else { return };
@@ -749,7 +791,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Op::Barrier(barrier) if progress.is_hung(barrier.since) => {
                     hung.push((id, barrier.lane, barrier.sequence));
                 }
-                Op::Forwarded(write) if write.stage == Stage::Retrying => retry.push(id),
+                Op::Forwarded(write) if write.stage == Stage::Retrying && !self.is_stuck(write) => {
+                    retry.push(id)
+                }
                 _ => {}
             }
         }
@@ -860,7 +904,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let unanswered = self.ops.iter().filter(|(_, op)| is_unanswered(op, Some(epoch))).count() as u32;
         if unanswered == 0 {
             self.preparing = None;
-            out.push(SecondaryOutput::Prepared { epoch, result: Ok(()) });
+            self.all_accounted(epoch, out);
         } else {
             self.preparing = Some(Preparing { epoch, unanswered });
         }
@@ -870,11 +914,13 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// for that it is the checkpoint that fails, by its deadline: a disk that is only slow takes the rest.
     pub fn settle(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
         self.pin_where(|write| write.epoch <= epoch, Room::OrWait, out);
+        self.settle_flush(epoch, out);
     }
 
     /// The epoch is durable for the whole group: the view moves to it.
     pub fn commit(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
         self.preparing = None;
+        self.cancel_flush();
         if epoch <= self.committed || self.role != Role::Follower {
             return;
         }
@@ -889,6 +935,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// The epoch goes on: its number is burned, its layer stays.
     pub fn abort(&mut self) {
         self.preparing = None;
+        self.cancel_flush();
     }
 }
 

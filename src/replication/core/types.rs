@@ -251,12 +251,33 @@ pub enum ForwardBody<P> {
     Verify { range: Range, digest: Digest },
 }
 
+/// How a request to the journal ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Journaled {
+    Durable,
+    /// There is no room before the next commit.
+    Full,
+    /// The journal's disk failed the write.
+    Failed,
+}
+
+/// What a loss of power would leave of what was prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// All of it is on the disk.
+    Durable,
+    /// Some of it is in memory, or in the disk's; or there is no journal, and nobody asks.
+    Volatile,
+}
+
 /// Why the secondary could not do what it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PeerRefusal {
     #[error("the secondary's disk failed a write")]
     DiskWrite,
-    #[error("the secondary's disk failed the read that preserves the original")]
+    #[error(
+        "the secondary could not preserve the original: its disk failed the read, or its journal the write"
+    )]
     CopyBeforeWrite,
     #[error("the secondary's disk hangs and its buffer has no room to hold the write")]
     HungDisk,
@@ -277,6 +298,8 @@ pub enum StripeEvent {
     PeerFailed(PeerRefusal),
     /// The peer's disk failed a flush: what it acknowledged before may be gone, and nobody knows what of it.
     PeerFlushFailed,
+    /// The secondary's disk failed the flush of a checkpoint: the same, as the secondary sees it.
+    FlushFailed,
     /// A write of the secondary's disk missed its deadline and is held in memory.
     HungDisk(Range),
     /// A hung disk answered: everything that was held in memory is on it.
@@ -285,6 +308,12 @@ pub enum StripeEvent {
     BufferWatermark(u8),
     /// No room for an original: roll-back to epochs before this one is lost.
     BufferOverrun(Epoch),
+    /// The fullest part of the journal is this full, in percent.
+    JournalWatermark(u8),
+    /// The journal has no room for an original: a loss of power before this epoch's commit leaves no way back.
+    JournalOverrun(Epoch),
+    /// The journal failed a write: nothing is applied any more.
+    JournalFailed,
     /// A write of the buffer's content to the disk failed; it is retried.
     DrainFailed(Range),
     /// Everything that the buffer held after a failover is on the disk.

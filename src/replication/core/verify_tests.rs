@@ -322,7 +322,7 @@ fn the_rate_is_kept_on_average() {
 #[test]
 fn the_secondary_names_what_its_disk_could_not_read() {
     let geometry = Geometry { owners: 1, ..geometry(4, 0) };
-    let config = SecondaryConfig { geometry, buffer: true, hung_ticks: 3 };
+    let config = SecondaryConfig { geometry, buffer: true, journal: false, hung_ticks: 3 };
     let mut machine: SecondaryStripes<Bytes, Maps> =
         SecondaryStripes::new(config, Maps::new(geometry, 100), Generation(1), Epoch(0));
     let mut out = Vec::new();

@@ -22,6 +22,7 @@ use crate::env::{SgList, clock};
 use crate::reactor::{self, Reply, TimerHandler};
 use crate::replication::buffer::Quota;
 use crate::replication::core::*;
+use crate::replication::journal::Journal;
 use crate::replication::link::{
     CloseReason, Connection, Header, Heartbeat, LinkOwner, Listener, Message, RefusalCode, encode_control,
     parse_control,
@@ -53,6 +54,7 @@ pub(super) struct Fixed {
     pub buffer: bool,
     pub granule_bytes: u32,
     pub quota: Arc<Quota>,
+    pub journal: Option<Journal>,
     /// Changes at run time.
     pub peer_timeout_ms: AtomicU32,
     pub observer: Observer,
@@ -95,9 +97,16 @@ impl Fixed {
         if !SECONDARIES.with(|s| s.borrow_mut().insert(self.serial)) {
             return true;
         }
-        let made = shard.become_secondary(self.buffer, &self.quota, HUNG_IO, generation, committed);
+        let made = shard.become_secondary(
+            self.buffer,
+            self.journal.as_ref(),
+            &self.quota,
+            HUNG_IO,
+            generation,
+            committed,
+        );
         if let Err(error) = &made {
-            tracing::error!("group `{}`: no disk buffer on this reactor: {error}", self.name);
+            tracing::error!("group `{}`: no disk buffer or journal on this reactor: {error}", self.name);
         }
         made.is_ok()
     }
@@ -293,6 +302,7 @@ impl Home {
             consistent: !record.inconsistent,
             generation: record.generation,
             committed_epoch: record.committed,
+            journal: self.fixed.journal.as_ref().filter(|_| record.journaled).map(Journal::uuid),
             volumes: volumes.collect(),
         };
         let Some(this) = self.this.upgrade() else { return };
@@ -343,6 +353,19 @@ impl Home {
                     "the disk buffer is full: originals through epoch {epoch} were given up, checkpoint soon"
                 ),
             ),
+            GroupEvent::JournalOverrun(epoch) => failed(
+                "replication_journal_overrun",
+                format!(
+                    "the journal is full: a loss of power leaves no way back until epoch {epoch} is committed, checkpoint \
+                     soon"
+                ),
+            ),
+            GroupEvent::JournalFailed => failed(
+                "replication_journal_failed",
+                "the journal failed a write: nothing is applied any more; make its disk work, or give another one, then \
+                 start again"
+                    .to_string(),
+            ),
             GroupEvent::HungDisk => failed(
                 "replication_hung_disk",
                 "hung disk: the secondary's disk does not answer, writes are held in memory".to_string(),
@@ -365,6 +388,9 @@ impl Home {
             GroupEvent::BufferWatermark(percent) => {
                 self.fixed
                     .tell("replication_buffer_watermark", format!("the disk buffer is {percent} % full"));
+            }
+            GroupEvent::JournalWatermark(percent) => {
+                self.fixed.tell("replication_journal_watermark", format!("the journal is {percent} % full"));
             }
             GroupEvent::DiskHealed => {
                 self.error.take();

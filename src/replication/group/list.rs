@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
 use super::options::*;
+use super::recover::{Way, recover};
 use super::verify::VerifyInfo;
 use super::{HOME, recorded, sizes};
 use crate::bdev::{Access, Bdev, Registry};
@@ -15,7 +16,7 @@ use crate::replication::buffer::Quota;
 use crate::replication::core::*;
 use crate::replication::metadata::Store;
 use crate::replication::volume::{self, Shard, ShardUsage, VolumeShared, shard_of};
-use crate::replication::{Epoch, Generation};
+use crate::replication::{Epoch, Generation, Lineage};
 
 /// The most groups of a node, and the most volumes of a group: what one hello and one record hold.
 const MAX_GROUPS: usize = 64;
@@ -98,6 +99,9 @@ impl Groups {
             if !granule.is_power_of_two() || !(512..=GRANULE_MAX).contains(&granule) {
                 return invalid("granule_kb must be a power of two from 1 to 1024".to_string());
             }
+            if secondary.journal.is_some() && !secondary.disk_buffer {
+                return invalid("buffer_journal is for a disk buffer: set disk_buffer to true".to_string());
+            }
             if secondary.disk_buffer && secondary.buffer_limit_bytes == 0 {
                 return invalid("buffer_limit_mb must not be 0".to_string());
             }
@@ -137,9 +141,9 @@ impl Groups {
 
     fn make(&self, options: &GroupOptions, bases: &[Arc<Bdev>]) -> Result<Arc<Fixed>, ReplicationError> {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
-        let store = Store::open(&options.metadata)?;
+        let mut store = Store::open(&options.metadata)?;
         let uuid = identity(&[&options.name]);
-        let (record, node, blocks) = recorded::read(&store, uuid, options, bases)?;
+        let (mut record, node, blocks) = recorded::read(&store, uuid, options, bases)?;
         let (buffer, granule_bytes, limit) = match &options.role {
             RoleOptions::Secondary(s) => (s.disk_buffer, s.granule_bytes, s.buffer_limit_bytes),
             RoleOptions::Primary(_) => (false, bases.iter().map(|b| b.block_size()).max().unwrap_or(512), 0),
@@ -148,6 +152,13 @@ impl Groups {
             let text =
                 format!("granules of {granule_bytes} bytes are smaller than the blocks of `{}`", base.name());
             return Err(ReplicationError::Invalid(text));
+        }
+        let recovered = recover(&mut store, uuid, options, bases, &self.registry, &self.reactors)?;
+        let (journal, way) = recovered.map_or((None, Way::NotAsked), |(journal, way)| (Some(journal), way));
+        if let Way::RolledBack { .. } = way {
+            (record.journaled, record.inconsistent) = (true, false);
+            // The peer knows what the disks lacked before they went back, and not what they lack now.
+            record.lineage = Lineage(0);
         }
         let reactors = self.reactors.count() as u16;
         let share = |((volume, base), &blocks): ((&VolumeOptions, &Arc<Bdev>), &u64)| {
@@ -171,6 +182,7 @@ impl Groups {
             buffer,
             granule_bytes,
             quota: Arc::new(Quota::new(limit)),
+            journal,
             peer_timeout_ms: AtomicU32::new(options.peer_timeout_ms),
             observer: self.observer.clone(),
             watches: OnceLock::new(),
@@ -179,10 +191,45 @@ impl Groups {
         });
         fixed.note(record);
         let built = self.build(&fixed, store, record);
-        if built.is_err() {
-            self.tear_down(&fixed);
+        match built {
+            Ok(()) => {
+                self.say(&fixed, way);
+                Ok(fixed)
+            }
+            Err(error) => {
+                self.tear_down(&fixed);
+                Err(error)
+            }
         }
-        built.map(|()| fixed)
+    }
+
+    /// What the start did with the journal.
+    fn say(&self, fixed: &Arc<Fixed>, way: Way) {
+        match way {
+            Way::NotAsked => {}
+            Way::RolledBack { committed, bytes } => {
+                let text =
+                    format!("rolled back to the checkpoint of epoch {committed}: {bytes} bytes undone");
+                tracing::info!("group `{}`: {text}", fixed.name);
+                fixed.tell("replication_rolled_back", text);
+            }
+            Way::NeedsSync(why) => {
+                let text = format!(
+                    "the volumes cannot be rolled back to the last checkpoint, and need a sync from the primary: {why}"
+                );
+                tracing::warn!("group `{}`: {text}", fixed.name);
+                fixed.tell("replication_needs_sync", &text);
+                let serial = fixed.serial;
+                let note = move || {
+                    if let Some(home) = home_of(serial) {
+                        home.error.replace(Some(text));
+                    }
+                };
+                if let Err(error) = self.reactors.call(HOME, SOON, note) {
+                    tracing::error!("group `{}`: {error}", fixed.name);
+                }
+            }
+        }
     }
 
     fn build(&self, fixed: &Arc<Fixed>, store: Store, record: GroupRecord) -> Result<(), ReplicationError> {
@@ -252,6 +299,9 @@ impl Groups {
             .and_then(|()| self.reactors.call_all(SOON, destroy).map(|_| ()));
         if let Err(error) = ended {
             tracing::error!("group `{}` did not end in order: {error}", fixed.name);
+        }
+        if let Some(journal) = &fixed.journal {
+            journal.release();
         }
     }
 
@@ -491,25 +541,26 @@ impl Groups {
             let error = home.error.borrow().clone();
             let control = home.control.borrow();
             let sent = control.as_ref().map_or(0, |control| control.sent_bytes());
-            let (state, promoted, newest) = match &*home.machine.borrow() {
-                Machine::Primary(group) => (group.state().name(), true, group.open_epoch()),
+            let (state, promoted, newest, back) = match &*home.machine.borrow() {
+                Machine::Primary(group) => (group.state().name(), true, group.open_epoch(), None),
                 Machine::Secondary(group) => {
-                    (group.state().name(), group.record().promoted, group.record().newest)
+                    let (promoted, newest) = (group.record().promoted, group.record().newest);
+                    (group.state().name(), promoted, newest, group.rolled_back_to())
                 }
             };
             let sizes = home.known_peer_disks();
             let (syncing, verify) = (home.syncing_since(), home.verify_info());
-            let progress = (syncing, verify);
+            let progress = (syncing, verify, back);
             Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes, progress))
         };
         let (state, is_primary, newest, record, error, connected, control_sent, peer_disks, progress) = self
             .reactors
             .call(HOME, SOON, at_home)?
             .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
-        let (syncing_since, verify) = progress;
+        let (since, verify, back) = progress;
         let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
         let progress = |since| SyncInfo::new(sum(|u| u.copy_bytes), sum(|u| u.copy_left_bytes), since);
-        let sync = syncing_since.map(progress);
+        let sync = since.map(progress);
         let peers = peer_disks.into_iter().chain(std::iter::repeat(None));
         let volumes: Vec<VolumeInfo> =
             fixed.bdevs.iter().zip(&fixed.volumes).zip(peers).map(sizes::describe).collect();
@@ -544,6 +595,12 @@ impl Groups {
                 pinned_bytes: sum(|u| u.redo_bytes),
                 limit_bytes: fixed.quota.limit_bytes(),
             },
+            journal: fixed.journal.as_ref().map(|journal| JournalInfo {
+                journal: journal.place().to_string(),
+                size_bytes: journal.size_bytes(),
+                used_bytes: sum(|u| u.journal_bytes),
+                rolled_back_to: back.map(|epoch| epoch.0),
+            }),
             sync,
             verify,
             error,
@@ -654,6 +711,7 @@ mod tests {
             disk_buffer: true,
             buffer_limit_bytes: 1 << 20,
             granule_bytes: 4096,
+            journal: None,
         }));
         keep(
             &mut options,

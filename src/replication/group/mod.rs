@@ -4,7 +4,8 @@
 //!   takes and gives. Its calls wait, at most as long as the command's deadline.
 //! * `home`: the group machine on the group's home reactor ([`HOME`]), with its timers, its durable record and its
 //!   control connection. Orders go to the shards of all reactors (`orders`) as messages, and come back as messages.
-//! * `recorded` decides what a node is by its durable record and its configuration.
+//! * `recorded` decides what a node is by its durable record and its configuration; `recover` leads its disks back to the
+//!   last checkpoint, if there is a journal.
 //! * `sizes` brings the sizes of disks and volumes to the machine and from it.
 //! * `dial` is the primary's way to a session, `accept` the secondary's; both end in data connections that are given
 //!   to the shards.
@@ -17,6 +18,7 @@ mod list;
 mod options;
 mod orders;
 mod recorded;
+mod recover;
 mod sizes;
 mod verify;
 

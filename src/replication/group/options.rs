@@ -11,10 +11,11 @@ use super::recorded::RecordRefusal;
 use super::verify::VerifyInfo;
 use crate::bdev::BdevError;
 use crate::reactor::CallError;
-use crate::replication::Generation;
 use crate::replication::core::{AckMode, GroupError, OnLinkLoss};
+use crate::replication::journal::{JournalError, JournalOptions, Unrecoverable};
 use crate::replication::link::ListenError;
 use crate::replication::metadata::MetadataError;
+use crate::replication::{Epoch, Generation};
 
 /// A peer that was not heard of for so long is gone, unless told otherwise: longer than any pause of a healthy node,
 /// shorter than a guest's patience (30 s with Linux).
@@ -66,6 +67,8 @@ pub struct SecondaryOptions {
     pub disk_buffer: bool,
     pub buffer_limit_bytes: u64,
     pub granule_bytes: u32,
+    /// Where originals are kept durably.
+    pub journal: Option<JournalOptions>,
 }
 
 #[derive(Clone, Debug)]
@@ -121,6 +124,16 @@ pub struct BufferInfo {
     pub limit_bytes: u64,
 }
 
+#[derive(Clone, Debug, Serialize)]
+pub struct JournalInfo {
+    /// The file or bdev.
+    pub journal: String,
+    pub size_bytes: u64,
+    pub used_bytes: u64,
+    /// The epoch to which it led the volumes back when the node started, until a session begins.
+    pub rolled_back_to: Option<u64>,
+}
+
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct SyncInfo {
     pub copied_bytes: u64,
@@ -161,6 +174,8 @@ pub struct GroupInfo {
     /// An upper bound of the bytes that the peer lacks.
     pub dirty_bytes: u64,
     pub buffer: BufferInfo,
+    /// Of a secondary that has one.
+    pub journal: Option<JournalInfo>,
     /// While the disks are being made equal; a primary knows.
     pub sync: Option<SyncInfo>,
     /// The verify that runs, or else the last one since the group was made here.
@@ -191,6 +206,13 @@ pub enum ReplicationError {
     Bdev(#[from] BdevError),
     #[error(transparent)]
     Metadata(#[from] MetadataError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(
+        "the volumes could not be rolled back to epoch {0}: {1}. Nothing was shown of them; make the disk work, then create \
+         the group again"
+    )]
+    RollBack(Epoch, Unrecoverable),
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error(transparent)]

@@ -136,6 +136,8 @@ fn decide(
         promoted,
         // The primary's map and the secondary's buffer are memory: after a restart neither knows what the other lacks.
         lineage: Lineage(0),
+        // Only a journal that was looked at does.
+        journaled: false,
     })
 }
 
@@ -152,6 +154,7 @@ mod tests {
             consistent,
             generation: Generation(5),
             committed_epoch: Epoch(40),
+            journal: None,
             volumes: Vec::new(),
         }
     }

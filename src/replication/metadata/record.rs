@@ -16,6 +16,8 @@ const VERSION: u32 = 1;
 pub const VOLUMES_MAX: usize = 128;
 const NAME_BYTES: usize = 64;
 const CRC_AT: usize = SLOT_BYTES - 4;
+/// Zeroes in a record without a journal, and in one of a program that knows none.
+const JOURNAL_AT: usize = CRC_AT - 16;
 
 /// The role that the node had when it wrote the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Record {
     pub consistent: bool,
     pub generation: Generation,
     pub committed_epoch: Epoch,
+    /// The journal that leads back to that epoch, if one does.
+    pub journal: Option<Uuid>,
     pub volumes: Vec<VolumeRecord>,
 }
 
@@ -95,7 +99,7 @@ struct RawVolume {
 }
 const VOLUME_BYTES: usize = 96;
 const _: () = assert!(size_of::<RawVolume>() == VOLUME_BYTES);
-const _: () = assert!(HEADER_BYTES + VOLUMES_MAX * VOLUME_BYTES <= CRC_AT);
+const _: () = assert!(HEADER_BYTES + VOLUMES_MAX * VOLUME_BYTES <= JOURNAL_AT);
 
 impl Record {
     /// Whether the record fits a slot.
@@ -138,6 +142,7 @@ impl Record {
             raw.name[..volume.name.len()].copy_from_slice(volume.name.as_bytes());
             place.copy_from_slice(raw.as_bytes());
         }
+        bytes[JOURNAL_AT..CRC_AT].copy_from_slice(self.journal.unwrap_or_default().as_bytes());
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
     }
@@ -189,6 +194,7 @@ impl Record {
             consistent: header.consistent == 1,
             generation: Generation(header.generation.get()),
             committed_epoch: Epoch(header.committed_epoch.get()),
+            journal: Uuid::from_slice(&bytes[JOURNAL_AT..CRC_AT]).ok().filter(|journal| !journal.is_nil()),
             volumes,
         };
         Ok((header.sequence.get(), record))
@@ -208,6 +214,7 @@ pub(super) mod tests {
             consistent: true,
             generation: Generation(3),
             committed_epoch: Epoch(epoch),
+            journal: Some(Uuid::from_u128(10)),
             volumes: vec![VolumeRecord {
                 name: "v0".to_string(),
                 uuid: Uuid::from_u128(9),
@@ -227,7 +234,9 @@ pub(super) mod tests {
     fn a_record_reads_back_as_written() {
         for role in [FileRole::Primary, FileRole::Secondary, FileRole::Promoted] {
             let record = Record { role, ..sample(5) };
-            assert_eq!(Record::decode(&slot(&record, 77)), Ok((77, record)));
+            assert_eq!(Record::decode(&slot(&record, 77)), Ok((77, record.clone())));
+            let without = Record { journal: None, ..record };
+            assert_eq!(Record::decode(&slot(&without, 77)), Ok((77, without)));
         }
         assert_eq!(Record::decode(&[0; SLOT_BYTES]), Err(RecordError::Empty));
     }

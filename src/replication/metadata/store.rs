@@ -97,6 +97,28 @@ impl Store {
         &self.path
     }
 
+    /// Writes a record durably. Blocks: not from a reactor.
+    pub fn replace(&mut self, record: Record) -> Result<(), MetadataError> {
+        let failed =
+            |source| MetadataError::Io { path: self.path.clone(), what: "cannot be written", source };
+        let sequence = self.sequence + 1;
+        // Memory that a file without a page cache takes.
+        let buf = Buf::heap(SLOT_BYTES).ok_or_else(|| failed(std::io::ErrorKind::OutOfMemory.into()))?;
+        let at = sequence % 2 * SLOT_BYTES as u64;
+        let written = buf.with_mut(|bytes| {
+            record.encode(sequence, bytes);
+            rustix::io::pwrite(&*self.file, bytes, at)
+        });
+        match written.map_err(std::io::Error::from) {
+            Ok(SLOT_BYTES) => {}
+            Ok(_) => return Err(failed(std::io::ErrorKind::WriteZero.into())),
+            Err(error) => return Err(failed(error)),
+        }
+        rustix::fs::fdatasync(&*self.file).map_err(|error| failed(error.into()))?;
+        (self.sequence, self.record) = (sequence, Some(record));
+        Ok(())
+    }
+
     /// Goes over to the calling reactor, which writes from now on. `None`: no buffer memory.
     pub fn into_writer(self) -> Option<Rc<Writer>> {
         let buf = crate::reactor::alloc(SLOT_BYTES)?;
@@ -238,10 +260,18 @@ mod tests {
             };
             assert_eq!(store.record(), Some(&sample(epoch)));
         }
-        // Sequence 3 stands in slot 1.
+        let mut store = Store::open(&path).expect("open");
+        store.replace(sample(4)).expect("written");
+        assert_eq!(store.record(), Some(&sample(4)));
+        drop(store);
+        assert_eq!(Store::open(&path).expect("open").record(), Some(&sample(4)));
+        let mut store = Store::open(&path).expect("open");
+        store.replace(sample(3)).expect("written");
+        drop(store);
+        // Sequence 5 stands in slot 1.
         let file = File::options().write(true).open(&path).expect("file");
         file.write_all_at(&[0xff], SLOT_BYTES as u64 + 40).expect("damage");
-        assert_eq!(Store::open(&path).expect("open").record(), Some(&sample(2)));
+        assert_eq!(Store::open(&path).expect("open").record(), Some(&sample(4)));
         file.write_all_at(&[0xff], 40).expect("damage");
         assert!(matches!(Store::open(&path), Err(MetadataError::Damaged { .. })));
     }

@@ -24,4 +24,4 @@ mod tests;
 pub use device::{VolumeShared, create};
 pub use maps::Maps;
 pub use payload::Blocks;
-pub use shard::{Shard, ShardEvent, ShardUsage, shard_of};
+pub use shard::{Shard, ShardError, ShardEvent, ShardUsage, shard_of};

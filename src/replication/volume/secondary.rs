@@ -8,6 +8,7 @@ use super::payload::Blocks;
 use crate::bdev::Op;
 use crate::env::SgList;
 use crate::replication::core::{Range, SecondaryOutput, SecondaryStripes};
+use crate::replication::journal::Request;
 
 pub(super) type Out = SecondaryOutput<Blocks>;
 
@@ -32,6 +33,17 @@ impl Owner {
         let Some(shard) = self.shard.upgrade() else { return };
         match output {
             SecondaryOutput::PreserveRead { op, range } => self.read_for(Starved::Preserve(op, range)),
+            SecondaryOutput::Journal { op, epoch, range, content, lost_through } => {
+                let Some(journal) = shard.journal() else { return };
+                journal.request(Request {
+                    token: (self.index, op),
+                    volume: self.index,
+                    epoch,
+                    offset: range.lba * u64::from(self.block_bytes),
+                    content: content.map(Blocks::into_bufs).unwrap_or_default(),
+                    lost_through,
+                });
+            }
             SecondaryOutput::BaseRead { op, range } => self.read_for(Starved::Base(op, range)),
             SecondaryOutput::VerifyRead { op, range } => self.read_for(Starved::Verify(op, range)),
             SecondaryOutput::ViewRead { op, range, into } => {

@@ -17,9 +17,10 @@ use crate::bdev::BdevError;
 use crate::reactor::{self, TimerHandler, TimerId};
 use crate::replication::buffer::{BufferError, DiskBuffer, Quota, ReactorPages};
 use crate::replication::core::{
-    AckMode, Keep, LAG_BYTES, Lane, OnLinkLoss, Originals, PeerRefusal, PrimaryConfig, PrimaryStripes,
-    Refusal, SecondaryConfig, SecondaryStripes, Session, StripeEvent,
+    AckMode, Journaled, Keep, LAG_BYTES, Lane, OnLinkLoss, Originals, PeerRefusal, PrimaryConfig,
+    PrimaryStripes, Refusal, SecondaryConfig, SecondaryStripes, Session, Standing, StripeEvent,
 };
+use crate::replication::journal::{self, Journal, Writer};
 use crate::replication::link::{Connection, LinkOwner};
 use crate::replication::{Epoch, Generation, Sequence};
 
@@ -53,6 +54,7 @@ pub struct ShardUsage {
     pub overlay_bytes: u64,
     pub redo_bytes: u64,
     pub bookkeeping_bytes: u64,
+    pub journal_bytes: u64,
     pub in_flight: usize,
     /// What the copy that was begun last has to copy in all, and what is left of it.
     pub copy_bytes: u64,
@@ -62,7 +64,16 @@ pub struct ShardUsage {
 }
 
 /// Tells when a step of a checkpoint is done on this reactor.
-pub type Prepared = Box<dyn FnOnce(Result<(), PeerRefusal>)>;
+pub type Prepared = Box<dyn FnOnce(Result<Standing, PeerRefusal>)>;
+
+/// Why a reactor cannot have a secondary's share.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
+    #[error(transparent)]
+    Journal(#[from] BdevError),
+}
 
 struct Preparing {
     epoch: Epoch,
@@ -70,7 +81,7 @@ struct Preparing {
     lasts: Vec<(Lane, Sequence)>,
     asked: bool,
     left: usize,
-    result: Result<(), PeerRefusal>,
+    result: Result<Standing, PeerRefusal>,
     done: Prepared,
 }
 
@@ -85,6 +96,8 @@ pub struct Shard {
     ack_task: Rc<AckTask>,
     listener: Listener,
     preparing: RefCell<Option<Preparing>>,
+    /// A secondary's, if its group has one.
+    journal: RefCell<Option<Rc<Writer>>>,
     timer: Cell<Option<TimerId>>,
     /// What this reactor may copy in a tick.
     copy_bytes_per_tick: Cell<Option<u64>>,
@@ -118,6 +131,7 @@ impl Shard {
             ack_task: Lanes::ack_task(this),
             listener,
             preparing: RefCell::default(),
+            journal: RefCell::default(),
             timer: Cell::new(None),
             copy_bytes_per_tick: Cell::new(None),
             verify_bytes: Cell::new(0),
@@ -141,6 +155,7 @@ impl Shard {
         for owner in self.owners() {
             owner.forget();
         }
+        self.journal.take();
         SHARDS.with(|s| s.borrow_mut().remove(&self.group));
     }
 
@@ -187,11 +202,18 @@ impl Shard {
     pub fn become_secondary(
         &self,
         buffer: bool,
+        journal: Option<&Journal>,
         quota: &Arc<Quota>,
         hung: Duration,
         generation: Generation,
         committed: Epoch,
-    ) -> Result<(), BufferError> {
+    ) -> Result<(), ShardError> {
+        if let Some(journal) = journal {
+            let user: Weak<dyn journal::User> = self.this.clone();
+            let writer = Writer::new(journal, user)?;
+            writer.committed(committed);
+            self.journal.replace(Some(writer));
+        }
         let hung_ticks = (hung.as_millis() / TICK.as_millis()).clamp(1, u128::from(u32::MAX)) as u32;
         for owner in self.owners() {
             let geometry = owner.shared.geometry(self.here as u16);
@@ -203,7 +225,7 @@ impl Shard {
                 quota.clone(),
             )?;
             let maps = Maps::new(buffers, owner.block_bytes);
-            let config = SecondaryConfig { geometry, buffer, hung_ticks };
+            let config = SecondaryConfig { geometry, buffer, journal: journal.is_some(), hung_ticks };
             let machine = SecondaryStripes::new(config, maps, generation, committed);
             *owner.machine.borrow_mut() = Machine::Secondary(Box::new(machine));
         }
@@ -379,6 +401,7 @@ impl Shard {
     /// A session begins, with the volumes' sizes in their order.
     pub fn begin(&self, generation: Generation, base: Epoch, volume_bytes: &[u64], originals: Originals) {
         self.lanes.set_generation(generation);
+        self.nothing_leads_back_beyond(base);
         for (owner, bytes) in self.owners().iter().zip(volume_bytes) {
             owner.secondary(|machine, _| machine.begin(generation, base, owner.blocks(*bytes), originals));
         }
@@ -387,7 +410,8 @@ impl Shard {
     /// Tells when every write of the epoch has arrived here and is accounted for.
     pub fn prepare(&self, epoch: Epoch, lasts: Vec<(Lane, Sequence)>, done: Prepared) {
         let left = self.owners.borrow().len();
-        let preparing = Preparing { epoch, lasts, asked: false, left, result: Ok(()), done };
+        let result = Ok(Standing::Durable);
+        let preparing = Preparing { epoch, lasts, asked: false, left, result, done };
         self.preparing.replace(Some(preparing));
         self.something_arrived();
     }
@@ -402,17 +426,17 @@ impl Shard {
             _ => return,
         };
         if self.owners.borrow().is_empty() {
-            return self.machine_prepared(epoch, Ok(()));
+            return self.machine_prepared(epoch, Ok(Standing::Durable));
         }
         self.secondaries(|machine, out| machine.prepare(epoch, out));
     }
 
-    pub(super) fn machine_prepared(&self, epoch: Epoch, result: Result<(), PeerRefusal>) {
+    pub(super) fn machine_prepared(&self, epoch: Epoch, result: Result<Standing, PeerRefusal>) {
         let ended = {
             let mut preparing = self.preparing.borrow_mut();
             let Some(p) = preparing.as_mut().filter(|p| p.epoch == epoch) else { return };
             p.left = p.left.saturating_sub(1);
-            if p.result.is_ok() {
+            if p.result == Ok(Standing::Durable) || p.result.is_ok() && result.is_err() {
                 p.result = result;
             }
             if p.left > 0 {
@@ -431,7 +455,18 @@ impl Shard {
     }
 
     pub fn commit(&self, epoch: Epoch) {
+        self.nothing_leads_back_beyond(epoch);
         self.secondaries(|machine, out| machine.commit(epoch, out));
+    }
+
+    fn nothing_leads_back_beyond(&self, epoch: Epoch) {
+        if let Some(journal) = &*self.journal.borrow() {
+            journal.committed(epoch);
+        }
+    }
+
+    pub(super) fn journal(&self) -> Option<Rc<Writer>> {
+        self.journal.borrow().clone()
     }
 
     pub fn abort(&self) {
@@ -472,6 +507,7 @@ impl Shard {
     /// What the shard holds, added to `usage`.
     pub fn usage(&self) -> ShardUsage {
         let mut usage = ShardUsage { sent_bytes: self.lanes.sent_bytes(), ..ShardUsage::default() };
+        usage.journal_bytes = self.journal.borrow().as_ref().map_or(0, |journal| journal.used_bytes());
         for owner in self.owners() {
             match &*owner.machine.borrow() {
                 Machine::Stopped => {}
@@ -496,6 +532,18 @@ impl Shard {
             }
         }
         usage
+    }
+}
+
+impl journal::User for Shard {
+    fn journaled(&self, (volume, op): journal::Token, outcome: Journaled) {
+        if let Some(owner) = self.owner(volume) {
+            owner.secondary(|machine, out| machine.journaled(op, outcome, out));
+        }
+    }
+
+    fn journal_watermark(&self, percent: u8) {
+        self.event(0, StripeEvent::JournalWatermark(percent));
     }
 }
 
