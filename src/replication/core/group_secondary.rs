@@ -357,7 +357,11 @@ impl SecondaryGroup {
         }
         let reactors = self.config.reactors;
         match (what, ok) {
-            (Persisting::Nothing | Persisting::Drained, _) => {}
+            (Persisting::Nothing | Persisting::Drained, true) | (Persisting::Nothing, false) => {}
+            // Without it a restart would take the node for one in the middle of its drain.
+            (Persisting::Drained, false) => {
+                self.timers.arm(Timer::Interval, self.config.failover_timeout_ms, out);
+            }
             (Persisting::Begin { epoch, sync, kept }, true) => {
                 self.spreading = Spreading::Begin { epoch, sync, left: reactors };
                 self.rolled_back = false;
@@ -542,6 +546,7 @@ impl SecondaryGroup {
             (Timer::Settle, Checkpoint::Preparing { epoch, .. }) => {
                 out.push(GroupOutput::ToStripes(ToStripes::Settle { epoch }));
             }
+            (Timer::Interval, _) => self.note_drained(out),
             (Timer::Deadline, _) if self.state == SecondaryState::Fencing => {
                 // Only the record can hang here; when it ends after all, the promotion is carried out.
                 if let Persisting::Promotion { command, .. } = self.persisting {

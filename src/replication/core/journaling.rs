@@ -8,7 +8,7 @@
 
 use super::super::Epoch;
 use super::maps::GranuleMaps;
-use super::secondary::{Forwarded, Op, Role, SecondaryOutput, SecondaryStripes, Stage};
+use super::secondary::{Forwarded, Op, Preparing, Role, SecondaryOutput, SecondaryStripes, Stage};
 use super::table::OpId;
 use super::types::*;
 
@@ -123,14 +123,20 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    /// Every write of the epoch is on the disk or held in memory: with a journal, the disk is flushed.
+    /// Every write of the epoch is on the disk or held in memory: with a journal the disk is flushed, and where a copy ends.
     pub(super) fn all_accounted(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
         let held = |&(_, id): &(u64, OpId)| match self.ops.get(id) {
             Some(Op::Forwarded(write)) => write.epoch <= epoch,
             _ => false,
         };
+        if self.unflushed_session && !self.holds_nothing() {
+            // The record will say that the node is consistent, whatever happens to its memory.
+            self.preparing = Some(Preparing { epoch, unanswered: 0 });
+            return;
+        }
         let volatile = !self.config.journal || self.journaling.broken || self.pins.iter().any(held);
-        if volatile || !self.journaling.unflushed {
+        let needed = self.unflushed_session || (!volatile && self.journaling.unflushed);
+        if !needed {
             let standing = if volatile { Standing::Volatile } else { Standing::Durable };
             return out.push(SecondaryOutput::Prepared { epoch, result: Ok(standing) });
         }
@@ -149,7 +155,12 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             out.push(SecondaryOutput::Event(StripeEvent::FlushFailed));
         }
         let Some((epoch, _)) = self.journaling.flushing.take_if(|flushing| flushing.1 == id) else { return };
-        let result = if ok { Ok(Standing::Durable) } else { Err(PeerRefusal::DiskWrite) };
+        self.unflushed_session &= !ok;
+        let standing = match self.config.journal && !self.journaling.broken {
+            true => Standing::Durable,
+            false => Standing::Volatile,
+        };
+        let result = if ok { Ok(standing) } else { Err(PeerRefusal::DiskWrite) };
         out.push(SecondaryOutput::Prepared { epoch, result });
     }
 
@@ -162,7 +173,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// The checkpoint waits no longer for the flush.
     pub(super) fn settle_flush(&mut self, epoch: Epoch, out: &mut Vec<SecondaryOutput<P>>) {
-        if self.journaling.flushing.is_some_and(|flushing| flushing.0 == epoch) {
+        let flushes = self.journaling.flushing.is_some_and(|flushing| flushing.0 == epoch);
+        // The end of a copy needs it; there the checkpoint fails by its deadline.
+        if flushes && !self.unflushed_session {
             self.cancel_flush();
             out.push(SecondaryOutput::Prepared { epoch, result: Ok(Standing::Volatile) });
         }

@@ -49,6 +49,8 @@ mod verify_secondary;
 mod view;
 
 #[cfg(test)]
+mod durable_tests;
+#[cfg(test)]
 mod growth_tests;
 #[cfg(test)]
 mod journaling_tests;

@@ -111,6 +111,10 @@ pub struct Pair {
     preparing: Vec<Option<(Epoch, Vec<Last>)>>,
     prepared: VecDeque<(Epoch, Result<Standing, PeerRefusal>)>,
     persists: VecDeque<bool>,
+    /// So many of the secondary's next records cannot be written.
+    pub failing_records: u32,
+    /// The secondary's disk took something since its last flush.
+    pub unflushed: bool,
     timers: VecDeque<(bool, Armed)>,
     pub connected: bool,
     pub replies: BTreeMap<u64, Result<Success, GroupError>>,
@@ -190,6 +194,8 @@ impl Pair {
             preparing: vec![None; REACTORS],
             prepared: VecDeque::new(),
             persists: VecDeque::new(),
+            failing_records: 0,
+            unflushed: false,
             timers: VecDeque::new(),
             connected: false,
             replies: BTreeMap::new(),
@@ -608,8 +614,13 @@ impl Pair {
         let io = &mut ios[at];
         if io.executed.is_none() {
             io.executed = Some(disk.read(io.range));
-            if let What::Write(data) = &io.what {
-                disk.write(io.range, data);
+            match &io.what {
+                What::Write(data) => {
+                    disk.write(io.range, data);
+                    self.unflushed |= !primary;
+                }
+                What::Flush => self.unflushed &= primary,
+                _ => {}
             }
             return;
         }
@@ -780,6 +791,11 @@ impl Pair {
             }
             _ => {
                 let Some(primary) = self.persists.pop_front() else { return true };
+                if !primary && self.failing_records > 0 {
+                    self.failing_records -= 1;
+                    self.with_secondary_group(|group, out| group.persisted(false, out));
+                    return true;
+                }
                 let sizes = self.sizes(primary);
                 sizes.recorded = sizes.pending;
                 if primary {
@@ -828,6 +844,11 @@ impl Pair {
                 self.with_secondary_group(|group, out| group.timer(armed, out));
             }
         }
+    }
+
+    /// Whether the secondary's disk holds a write.
+    pub fn is_hung(&self) -> bool {
+        self.secondary_io.iter().any(|io| io.hung && matches!(io.what, What::Write(_)))
     }
 
     /// Disks give back what they held.

@@ -36,6 +36,8 @@ pub(super) enum Draining {
     Paused {
         in_flight: u32,
     },
+    /// Everything is on the disk; now it is made durable.
+    Flushing,
 }
 
 impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
@@ -67,6 +69,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 self.roll_back(out);
             }
         }
+        // Until a flush a loss of power could bring back what was rolled back.
+        self.unflushed_drain = keep != Keep::Latest;
         self.draining = Draining::Running { cursor: 0, in_flight: 0 };
         self.adopt_own(out);
         self.drain_more(out);
@@ -189,9 +193,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     self.draining = Draining::Running { cursor: 0, in_flight };
                     continue;
                 }
-                if cursor == 0 && in_flight == 0 {
-                    self.draining = Draining::Idle;
-                    out.push(SecondaryOutput::Event(StripeEvent::Drained));
+                // What is held in memory is not on the disk either; it looks here again when it is.
+                if cursor == 0 && in_flight == 0 && self.holds_nothing() {
+                    self.end_drain(out);
                 }
                 return;
             };
@@ -213,6 +217,27 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
+    fn end_drain(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
+        if self.unflushed_drain {
+            self.draining = Draining::Flushing;
+            let id = self.ops.insert(Op::DrainFlush);
+            out.push(SecondaryOutput::SubmitFlush { op: id });
+        } else {
+            self.draining = Draining::Idle;
+            out.push(SecondaryOutput::Event(StripeEvent::Drained));
+        }
+    }
+
+    pub(super) fn drain_flushed(&mut self, ok: bool, out: &mut Vec<SecondaryOutput<P>>) {
+        self.unflushed_drain = !ok;
+        if ok {
+            self.end_drain(out);
+        } else {
+            self.draining = Draining::Paused { in_flight: 0 };
+            out.push(SecondaryOutput::Event(StripeEvent::DrainFailed(Range::new(0, 0))));
+        }
+    }
+
     pub(super) fn drained(&mut self, id: OpId, ok: bool, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Drain { range, lock }) = self.ops.remove(id) else { return };
         if ok {
@@ -227,7 +252,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             Draining::Running { in_flight, .. } | Draining::Paused { in_flight } => {
                 Draining::Paused { in_flight: in_flight.saturating_sub(1) }
             }
-            Draining::Idle => Draining::Idle,
+            ended @ (Draining::Idle | Draining::Flushing) => ended,
         };
         self.unlock(lock, out);
     }

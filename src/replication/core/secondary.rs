@@ -179,6 +179,8 @@ pub(super) enum Op<P> {
     Verify(Comparison),
     /// The flush of what is being prepared.
     Flush,
+    /// Makes durable what was drained.
+    DrainFlush,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,7 +195,7 @@ pub(super) enum Role {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Preparing {
     pub epoch: Epoch,
-    unanswered: u32,
+    pub unanswered: u32,
 }
 
 pub struct SecondaryStripes<P, M> {
@@ -225,6 +227,10 @@ pub struct SecondaryStripes<P, M> {
     pub(super) preparing: Option<Preparing>,
     pub(super) short_of_room: VecDeque<OpId>,
     pub(super) draining: super::promoted::Draining,
+    pub(super) unflushed_drain: bool,
+    /// No flush has covered what a session copied: a record that says "consistent" would not be true after a loss of
+    /// power.
+    pub(super) unflushed_session: bool,
     pub(super) dirty: DirtyMap,
     watermark: u8,
     order: u64,
@@ -264,6 +270,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             preparing: None,
             short_of_room: VecDeque::new(),
             draining: super::promoted::Draining::default(),
+            unflushed_drain: false,
+            unflushed_session: false,
             dirty: DirtyMap::new(config.geometry),
             watermark: 0,
             order: 0,
@@ -324,6 +332,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             self.maps.drop_all();
         }
         self.pin_everything();
+        // What it copies differs from what the disk had; of a full sync the copies themselves tell.
+        self.unflushed_session |= originals != Originals::Anew;
         self.changes += 1;
     }
 
@@ -469,6 +479,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             return self.submit_write(id, out);
         }
         if !write.preserve {
+            self.unflushed_session = true;
             self.lose_through(epoch, out);
         }
         let mut left = 0;
@@ -716,6 +727,19 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
+    /// Whether no write is held in memory as the content of the disk.
+    pub(super) fn holds_nothing(&self) -> bool {
+        self.pins.is_empty()
+    }
+
+    /// A checkpoint that waits for the disk to take what it holds looks again.
+    fn look_again(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
+        if let Some(Preparing { epoch, unanswered: 0 }) = self.preparing {
+            self.preparing = None;
+            self.all_accounted(epoch, out);
+        }
+    }
+
     /// The write is over: unpin, let the next one have the range.
     pub(super) fn forget(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.remove(id) else { return };
@@ -723,6 +747,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             self.unpin(id, write.order, bytes);
             if self.pins.is_empty() {
                 out.push(SecondaryOutput::Event(StripeEvent::DiskHealed));
+                self.look_again(out);
             }
         }
         if let Some(lock) = write.lock {
@@ -769,6 +794,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 }
                 let Barrier { lane, sequence, .. } = barrier;
                 out.push(SecondaryOutput::Answer { lane, sequence, answer });
+            }
+            Some(Op::DrainFlush) => {
+                self.ops.remove(id);
+                self.drain_flushed(ok, out);
             }
             _ => {}
         }

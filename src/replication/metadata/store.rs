@@ -199,6 +199,10 @@ impl RingOwner for Writer {
             }
             Err(errno) => Err(errno.into()),
         };
+        if result.is_err() {
+            // The same slot takes the next one: the other holds the last whole record.
+            self.sequence.set(self.sequence.get() - 1);
+        }
         let owner = self.waiting.borrow_mut().take();
         if let Some(owner) = owner {
             owner.record_written(tag, result);
@@ -223,6 +227,17 @@ mod tests {
         }
     }
 
+    /// Answers with the writer's sequence after a write that fails.
+    struct Failing(Rc<Writer>, RefCell<Option<Reply<u64>>>);
+    impl WriterOwner for Failing {
+        fn record_written(self: Rc<Self>, _tag: u64, result: Result<(), std::io::Error>) {
+            assert!(result.is_err(), "the file is open for reading only");
+            if let Some(reply) = self.1.borrow_mut().take() {
+                reply.send(self.0.sequence.get());
+            }
+        }
+    }
+
     fn write(reactors: &ReactorSet, store: Store, record: Record) -> Result<(), String> {
         let begin = move |reply| {
             let told = Rc::new(Told(RefCell::new(Some(reply))));
@@ -231,6 +246,30 @@ mod tests {
             assert!(!writer.write(&record, told, 1), "one at a time");
         };
         reactors.ask(0, Duration::from_secs(10), begin).map_err(|e| e.to_string())?
+    }
+
+    /// What a failure may have torn is overwritten next; the last whole record is not touched before.
+    #[test]
+    fn a_record_that_cannot_be_written_does_not_cost_the_last_whole_one() {
+        let config = Config {
+            cores: CoreList::available().first(1),
+            idle: IdleMode::Adaptive,
+            memory_bytes: 16 << 20,
+        };
+        let reactors = ReactorSet::start(&config).expect("reactors");
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("g0.meta");
+        let store = Store::open(&path).expect("new");
+        let sequence = store.sequence;
+        let begin = move |reply| {
+            let read_only = File::open(&store.path).expect("open");
+            let store = Store { file: Arc::new(read_only.into()), ..store };
+            let writer = store.into_writer().expect("memory");
+            let told = Rc::new(Failing(writer.clone(), RefCell::new(Some(reply))));
+            assert!(writer.write(&sample(1), told, 0));
+        };
+        let after = reactors.ask(0, Duration::from_secs(10), begin).expect("an answer");
+        assert_eq!(after, sequence, "the same slot is next");
     }
 
     #[test]

@@ -1,0 +1,88 @@
+//! What a record says of the disk is true after a loss of power, too.
+
+use super::pair::Pair;
+use super::pair_tests::{SEEDS, checkpoint, load, running};
+use super::*;
+
+fn failed_over(seed: u64) -> Pair {
+    let mut pair = running(seed, AckMode::Applied, 1000);
+    load(&mut pair, 10);
+    checkpoint(&mut pair, 100);
+    pair.settle();
+    load(&mut pair, 15);
+    pair.kill_primary();
+    pair.with_secondary_group(|group, out| group.failover(1, Keep::Checkpoint, out));
+    while !pair.replies.contains_key(&1) {
+        pair.step();
+    }
+    pair
+}
+
+#[test]
+fn what_was_rolled_back_is_durable_before_the_record_says_so() {
+    let mut wrote = 0;
+    for seed in 0..SEEDS {
+        let mut pair = failed_over(seed);
+        while pair.secondary_group.record().inconsistent {
+            wrote += usize::from(pair.unflushed);
+            assert!(pair.step(), "seed {seed}: it ends consistent");
+        }
+        assert!(!pair.unflushed, "seed {seed}");
+    }
+    assert!(wrote > 0, "there was something to roll back");
+}
+
+#[test]
+fn a_record_of_the_end_that_cannot_be_written_is_written_later() {
+    for seed in 0..SEEDS {
+        let mut pair = failed_over(seed);
+        pair.failing_records = 2;
+        for _ in 0..2 {
+            pair.settle();
+            assert!(pair.secondary_group.record().inconsistent, "seed {seed}");
+            pair.expire(Peer::Heard);
+        }
+        pair.settle();
+        assert!(!pair.secondary_group.record().inconsistent, "seed {seed}");
+    }
+}
+
+#[test]
+fn what_a_hung_disk_has_not_taken_is_not_drained() {
+    let mut hung = 0;
+    for seed in 0..SEEDS {
+        let mut pair = running(seed, AckMode::Applied, 1000);
+        load(&mut pair, 5);
+        pair.hang = true;
+        load(&mut pair, 10);
+        pair.settle();
+        checkpoint(&mut pair, 100);
+        pair.settle();
+        pair.kill_primary();
+        pair.with_secondary_group(|group, out| group.failover(1, Keep::Checkpoint, out));
+        pair.settle();
+        if pair.is_hung() {
+            hung += 1;
+            assert_ne!(pair.secondary_group.state(), SecondaryState::Standalone, "seed {seed}");
+        }
+        pair.heal();
+        pair.settle();
+        assert_eq!(pair.secondary_group.state(), SecondaryState::Standalone, "seed {seed}");
+        assert!(!pair.secondary_group.record().inconsistent && !pair.unflushed, "seed {seed}");
+    }
+    assert!(hung > 0, "some disks hung");
+}
+
+#[test]
+fn what_a_full_sync_copied_is_durable_before_the_record_says_so() {
+    for seed in 0..SEEDS {
+        let mut pair = Pair::new(seed, AckMode::Applied, 1000);
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, 1000, out));
+        let mut wrote = false;
+        while !wrote || pair.secondary_group.record().inconsistent {
+            wrote |= pair.unflushed;
+            assert!(pair.step(), "seed {seed}: the sync ends");
+        }
+        assert!(!pair.unflushed, "seed {seed}");
+    }
+}
