@@ -74,6 +74,26 @@ fn what_a_hung_disk_has_not_taken_is_not_drained() {
 }
 
 #[test]
+fn a_checkpoint_has_what_was_written_before_the_session() {
+    for seed in 0..SEEDS {
+        let mut pair = Pair::new(seed, AckMode::Applied, 1000);
+        load(&mut pair, 10);
+        pair.settle();
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::None, 1000, out));
+        while !pair.replies.contains_key(&1) {
+            pair.step();
+        }
+        checkpoint(&mut pair, 2);
+        while !pair.replies.contains_key(&2) {
+            assert!(pair.step(), "seed {seed}: the checkpoint ends");
+        }
+        assert!(pair.replies[&2].is_ok(), "seed {seed}: {:?}", pair.replies[&2]);
+        pair.settle();
+        assert_eq!(pair.view(), Some(pair.primary_disk.0.clone()), "seed {seed}");
+    }
+}
+
+#[test]
 fn what_a_full_sync_copied_is_durable_before_the_record_says_so() {
     for seed in 0..SEEDS {
         let mut pair = Pair::new(seed, AckMode::Applied, 1000);

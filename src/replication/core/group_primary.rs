@@ -61,12 +61,32 @@ enum Wish {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Idle,
-    Freezing { wish: Wish, left: u16, timeout_ms: u32 },
-    Stamping { wish: Wish, left: u16, timeout_ms: u32, lasts: Vec<Last> },
-    Preparing { wish: Wish },
+    /// Until the peer has what was written before every reactor knew of the session: a cut before that would lack it.
+    CatchingUp {
+        wish: Wish,
+        timeout_ms: u32,
+    },
+    Freezing {
+        wish: Wish,
+        left: u16,
+        timeout_ms: u32,
+    },
+    Stamping {
+        wish: Wish,
+        left: u16,
+        timeout_ms: u32,
+        lasts: Vec<Last>,
+    },
+    Preparing {
+        wish: Wish,
+    },
     Prepared,
-    Committing { wish: Wish },
-    Aborting { command: u64 },
+    Committing {
+        wish: Wish,
+    },
+    Aborting {
+        command: u64,
+    },
 }
 
 pub struct PrimaryGroup {
@@ -85,6 +105,8 @@ pub struct PrimaryGroup {
     starting: Option<u64>,
     /// Reactors that still copy what the beginning of the session left to copy.
     pub(super) copies_left: u32,
+    /// The copies that are left are those that a session without a sync begins with.
+    catching_up: bool,
     pub(super) volumes: Vec<Sized>,
     pub(super) growth: Growth,
     pub(super) verify: GroupVerify,
@@ -109,6 +131,7 @@ impl PrimaryGroup {
             lanes: 1,
             starting: None,
             copies_left: 0,
+            catching_up: false,
             volumes: volumes.iter().map(|&size| Sized::new(size)).collect(),
             growth: Growth::Idle,
             verify: GroupVerify::default(),
@@ -272,7 +295,8 @@ impl PrimaryGroup {
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
         self.copies_left = u32::from(self.config.reactors);
-        if self.sync == SyncMode::None {
+        self.catching_up = self.sync == SyncMode::None;
+        if self.catching_up {
             self.state = PrimaryState::Running;
             self.arm_interval(out);
         } else {
@@ -297,6 +321,10 @@ impl PrimaryGroup {
                 self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
             }
             (0, _) => {
+                self.catching_up = false;
+                if let Step::CatchingUp { wish, timeout_ms } = self.step {
+                    self.freeze(wish, timeout_ms, out);
+                }
                 self.repaired(out);
                 self.grow(out);
             }
@@ -325,8 +353,16 @@ impl PrimaryGroup {
 
     fn cut(&mut self, wish: Wish, timeout_ms: u32, out: &mut Out) {
         self.epoch = self.record.newest;
-        self.step = Step::Freezing { wish, left: self.config.reactors, timeout_ms };
         self.timers.arm(Timer::Deadline, timeout_ms, out);
+        if self.catching_up {
+            self.step = Step::CatchingUp { wish, timeout_ms };
+        } else {
+            self.freeze(wish, timeout_ms, out);
+        }
+    }
+
+    fn freeze(&mut self, wish: Wish, timeout_ms: u32, out: &mut Out) {
+        self.step = Step::Freezing { wish, left: self.config.reactors, timeout_ms };
         out.push(GroupOutput::ToStripes(ToStripes::Freeze));
     }
 
@@ -454,7 +490,7 @@ impl PrimaryGroup {
                 out.push(GroupOutput::ToStripes(ToStripes::Thaw));
                 wish
             }
-            Step::Preparing { wish } | Step::Committing { wish } => wish,
+            Step::CatchingUp { wish, .. } | Step::Preparing { wish } | Step::Committing { wish } => wish,
         };
         match wish {
             Wish::Prepare(command) | Wish::Whole(command) => reply(out, command, Err(error)),
@@ -512,7 +548,7 @@ impl PrimaryGroup {
                 hung
             }
             Step::Committing { .. } => GroupError::OutcomeUnknown(epoch),
-            Step::Aborting { .. } => hung,
+            Step::CatchingUp { .. } | Step::Aborting { .. } => hung,
         };
         self.step_failed(error, out);
     }
