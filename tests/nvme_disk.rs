@@ -8,16 +8,22 @@ use common::guest::Guest;
 const DISK_MIB: u64 = 256;
 const IOS: u64 = 3000;
 
-/// Of the host's tree, seen from within it.
+/// Where the host has them.
 const BINARIES: &str =
     concat!("PERF=", env!("CARGO_BIN_EXE_lockstep-perf"), " NODE=", env!("CARGO_BIN_EXE_lockstep"));
 
 /// Shell functions: binaries of the host in its tree, and a node that has come up.
 const LIBRARY: &str = r#"
-perf() { chroot /host $PERF "$@"; }
-rpc() { chroot /host $NODE rpc --socket /run/node.sock "$@"; }
+# The guest's own /tmp lies over the host's in /host; the host's binaries may lie below that one.
+mkdir -p /pristine /host/tmp/bin
+mount --bind /host /pristine
+touch /host/tmp/bin/perf /host/tmp/bin/node
+mount --bind /pristine$PERF /host/tmp/bin/perf
+mount --bind /pristine$NODE /host/tmp/bin/node
+perf() { chroot /host /tmp/bin/perf "$@"; }
+rpc() { chroot /host /tmp/bin/node rpc --socket /run/node.sock "$@"; }
 serve() {
-    chroot /host $NODE serve --cores 0 --rpc-socket /run/node.sock "$@" > /run/node.log 2>&1 &
+    chroot /host /tmp/bin/node serve --cores 0 --rpc-socket /run/node.sock "$@" > /run/node.log 2>&1 &
     node=$!
     for i in $(seq 300); do rpc rpc_get_methods > /dev/null 2>&1 && return; sleep 0.1; done
     cat /run/node.log
