@@ -29,7 +29,7 @@ pub trait Client {
     fn closed(self: Rc<Self>, why: String);
 }
 
-/// Not a trait: a call through one would pass requests in memory, which costs a twelfth of an I/O on a null device.
+/// Not a trait: a call through one would pass requests in memory, which shows on a null device.
 pub enum Backend {
     Bdev(Bdev),
     Nvme(Rc<Nvme>),

@@ -238,6 +238,12 @@ mod tests {
         }
     }
 
+    fn reactors() -> Arc<ReactorSet> {
+        let cores = CoreList::available().first(1);
+        let config = Config { cores, idle: IdleMode::Adaptive, memory_bytes: 16 << 20 };
+        ReactorSet::start(&config).expect("reactors")
+    }
+
     fn write(reactors: &ReactorSet, store: Store, record: Record) -> Result<(), String> {
         let begin = move |reply| {
             let told = Rc::new(Told(RefCell::new(Some(reply))));
@@ -251,12 +257,7 @@ mod tests {
     /// What a failure may have torn is overwritten next; the last whole record is not touched before.
     #[test]
     fn a_record_that_cannot_be_written_does_not_cost_the_last_whole_one() {
-        let config = Config {
-            cores: CoreList::available().first(1),
-            idle: IdleMode::Adaptive,
-            memory_bytes: 16 << 20,
-        };
-        let reactors = ReactorSet::start(&config).expect("reactors");
+        let reactors = reactors();
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("g0.meta");
         let store = Store::open(&path).expect("new");
@@ -274,12 +275,7 @@ mod tests {
 
     #[test]
     fn the_newer_of_two_records_counts_and_a_damaged_one_does_not() {
-        let config = Config {
-            cores: CoreList::available().first(1),
-            idle: IdleMode::Adaptive,
-            memory_bytes: 16 << 20,
-        };
-        let reactors = ReactorSet::start(&config).expect("reactors");
+        let reactors = reactors();
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("g0.meta");
         assert!(Store::open(&path).expect("new").record().is_none());
