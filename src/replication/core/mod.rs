@@ -37,6 +37,7 @@ mod handshake;
 mod journaling;
 mod lane;
 mod maps;
+mod pinning;
 mod primary;
 mod promoted;
 mod range_lock;

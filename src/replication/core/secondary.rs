@@ -10,6 +10,7 @@ use super::dirty::DirtyMap;
 use super::group::Originals;
 use super::journaling::Journaling;
 use super::maps::{BufferFull, GranuleMaps};
+use super::pinning::{Progress, Room};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
 use super::types::*;
@@ -161,11 +162,11 @@ impl<P> Forwarded<P> {
 }
 
 pub(super) struct Barrier {
-    lane: Lane,
-    sequence: Sequence,
+    pub lane: Lane,
+    pub sequence: Sequence,
     order: u64,
     waiting: u32,
-    since: u32,
+    pub since: u32,
 }
 
 pub(super) enum Op<P> {
@@ -220,7 +221,7 @@ pub struct SecondaryStripes<P, M> {
     pub(super) journaling: Journaling,
     /// Pinned writes in the order of arrival.
     pub(super) pins: Vec<(u64, OpId)>,
-    barriers: Vec<OpId>,
+    pub(super) barriers: Vec<OpId>,
     /// Rises whenever something that a read may have missed goes from memory; such a read starts again.
     pub(super) changes: u64,
     pub(super) broken: Option<PeerRefusal>,
@@ -235,9 +236,7 @@ pub struct SecondaryStripes<P, M> {
     watermark: u8,
     order: u64,
     pub(super) tick: u32,
-    /// When a forwarded write last ended, and when the youngest that ended had gone to the disk.
-    last_end: u32,
-    youngest_ended: u32,
+    pub(super) progress: Progress,
 }
 
 /// No original is ever kept from here on.
@@ -245,7 +244,7 @@ const NEVER: Epoch = Epoch(u64::MAX);
 /// Percent of the buffer's limit at which events ask for a checkpoint: early enough for one at leisure, and urgent.
 const WATERMARKS: [u8; 2] = [75, 90];
 /// Below this the secondary's own writes may find room: the rest of the limit is kept for originals.
-const ROOM_PERCENT: u8 = 93;
+pub(super) const ROOM_PERCENT: u8 = 93;
 
 impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     pub fn new(config: SecondaryConfig, maps: M, generation: Generation, committed: Epoch) -> Self {
@@ -276,8 +275,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             watermark: 0,
             order: 0,
             tick: 0,
-            last_end: 0,
-            youngest_ended: 0,
+            progress: Progress::default(),
         }
     }
 
@@ -518,7 +516,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// What a write brought from behind the volume's end is about to be acknowledged, and may be seen soon. The granule
     /// over which the volume ended until now may be in the maps without that end, or with what the disk had there before.
-    fn complete_granule(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+    pub(super) fn complete_granule(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
         if !write.behind || write.answered {
             return;
@@ -651,11 +649,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let role = self.role;
         match self.ops.get_mut(id) {
             Some(Op::Forwarded(write)) if write.stage == Stage::Writing => {
-                self.last_end = self.tick;
+                self.progress.note_end(self.tick, write.started);
                 self.journaling.unflushed = true;
-                if is_older(self.youngest_ended, write.started) {
-                    self.youngest_ended = write.started;
-                }
                 let kept = !matches!(role, Role::Promoted { visible } if !write.belongs_to(visible));
                 match (ok, write.answered) {
                     (true, _) => {
@@ -694,7 +689,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    fn answer(&mut self, id: OpId, answer: Answer, out: &mut Vec<SecondaryOutput<P>>) {
+    pub(super) fn answer(&mut self, id: OpId, answer: Answer, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(write) = self.forwarded_mut(id) else { return };
         if write.answered {
             return;
@@ -755,16 +750,6 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    pub(super) fn unpin(&mut self, id: OpId, order: u64, bytes: u64) {
-        let at = self.pins.partition_point(|pin| pin.0 < order);
-        if self.pins.get(at).is_some_and(|pin| pin.1 == id) {
-            self.pins.remove(at);
-        }
-        self.maps.release(bytes);
-        // A read that is under way may have counted on patching it in.
-        self.changes += 1;
-    }
-
     pub(super) fn unlock(&mut self, lock: LockId, out: &mut Vec<SecondaryOutput<P>>) {
         let mut granted = SmallVec::new();
         self.lock.release(lock, &mut granted);
@@ -800,128 +785,6 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 self.drain_flushed(ok, out);
             }
             _ => {}
-        }
-    }
-
-    /// The passing of time, in the shell's steps: what the disk holds up for too long is pinned.
-    pub fn tick(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
-        self.tick = self.tick.wrapping_add(1);
-        let progress = self.progress();
-        let at_the_disk = |write: &Forwarded<P>| write.stage != Stage::Waiting;
-        self.pin_where(|write| at_the_disk(write) && progress.is_hung(write.started), Room::OrBreak, out);
-        // What waits for its range hangs with what has the range; behind a disk that is only slow it takes its turn.
-        if !self.pins.is_empty() || self.broken.is_some() {
-            self.pin_where(|write| progress.is_hung(write.since), Room::OrBreak, out);
-        }
-        let mut hung = SmallVec::<[(OpId, Lane, Sequence); 4]>::new();
-        let mut retry = SmallVec::<[OpId; 4]>::new();
-        for (id, op) in self.ops.iter() {
-            match op {
-                Op::Barrier(barrier) if progress.is_hung(barrier.since) => {
-                    hung.push((id, barrier.lane, barrier.sequence));
-                }
-                Op::Forwarded(write) if write.stage == Stage::Retrying && !self.is_stuck(write) => {
-                    retry.push(id)
-                }
-                _ => {}
-            }
-        }
-        for (id, lane, sequence) in hung {
-            if let Some(at) = self.barriers.iter().position(|&other| other == id) {
-                self.barriers.swap_remove(at);
-                out.push(SecondaryOutput::Answer { lane, sequence, answer: Answer::Pinned });
-                out.push(SecondaryOutput::Event(StripeEvent::HungDisk(Range::new(0, 0))));
-            }
-        }
-        for id in retry {
-            self.submit_write(id, out);
-        }
-        self.give_up_comparisons(|since| progress.is_hung(since), out);
-        // Memory comes back after what freed it: in steps, and from the buffers of other machines.
-        if !self.short_of_room.is_empty() && self.maps.fullness() < ROOM_PERCENT {
-            self.room(out);
-        }
-        self.drain_again(out);
-    }
-
-    fn progress(&self) -> Progress {
-        let (tick, limit) = (self.tick, self.config.hung_ticks);
-        Progress { tick, limit, last_end: self.last_end, youngest_ended: self.youngest_ended }
-    }
-
-    fn pin_where(
-        &mut self,
-        wanted: impl Fn(&Forwarded<P>) -> bool,
-        room: Room,
-        out: &mut Vec<SecondaryOutput<P>>,
-    ) {
-        let mut chosen = SmallVec::<[(u64, OpId); 16]>::new();
-        for (id, op) in self.ops.iter() {
-            if let Op::Forwarded(write) = op
-                && !write.answered
-                && wanted(write)
-            {
-                chosen.push((write.order, id));
-            }
-        }
-        chosen.sort_unstable();
-        for (_, id) in chosen {
-            self.pin(id, room, out);
-        }
-    }
-
-    fn pin_bytes(&self, write: &Forwarded<P>) -> u64 {
-        match write.data {
-            Data::Bytes(_) => u64::from(write.range.blocks) * u64::from(self.config.geometry.block_bytes),
-            Data::Zeroes => 0,
-        }
-    }
-
-    /// Keeps the payload as the content of the disk and tells the primary so.
-    fn pin(&mut self, id: OpId, room: Room, out: &mut Vec<SecondaryOutput<P>>) {
-        let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
-        let (bytes, order, range) = (self.pin_bytes(write), write.order, write.range);
-        if self.maps.reserve(bytes).is_err() {
-            if room == Room::OrWait {
-                return;
-            }
-            self.broken.get_or_insert(PeerRefusal::HungDisk);
-            self.answer(id, Answer::Failed(PeerRefusal::HungDisk), out);
-            if let Some(Preparing { epoch, .. }) = self.preparing.take() {
-                out.push(SecondaryOutput::Prepared { epoch, result: Err(PeerRefusal::HungDisk) });
-            }
-            return;
-        }
-        if self.pins.is_empty() {
-            out.push(SecondaryOutput::Event(StripeEvent::HungDisk(range)));
-        }
-        self.hold(id, order, bytes);
-        self.complete_granule(id, out);
-        self.answer(id, Answer::Pinned, out);
-        self.watch(out);
-    }
-
-    fn hold(&mut self, id: OpId, order: u64, bytes: u64) {
-        if let Some(write) = self.forwarded_mut(id) {
-            write.held = Held::Pinned { bytes };
-        }
-        let at = self.pins.partition_point(|pin| pin.0 < order);
-        self.pins.insert(at, (order, id));
-    }
-
-    /// Everything under way becomes content at once, whatever the quota says: there is no other copy of it.
-    pub(super) fn pin_everything(&mut self) {
-        let mut all = Vec::new();
-        for (id, op) in self.ops.iter() {
-            if let Op::Forwarded(write) = op
-                && write.held == Held::No
-                && !matches!(write.stage, Stage::Abandoned { .. })
-            {
-                all.push((write.order, id));
-            }
-        }
-        for (order, id) in all {
-            self.hold(id, order, 0);
         }
     }
 
@@ -968,61 +831,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 }
 
-/// What becomes of a write that is to be pinned and finds no room.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Room {
-    /// The machine stops following: a disk that hangs may never take it.
-    OrBreak,
-    /// It goes on waiting for the disk.
-    OrWait,
-}
-
-/// How the disk gets on: one that is slow ends writes in about the order in which they came, however old they are.
-#[derive(Clone, Copy)]
-struct Progress {
-    tick: u32,
-    limit: u32,
-    last_end: u32,
-    youngest_ended: u32,
-}
-
-impl Progress {
-    /// Whether what the disk got at `since` hangs: it is old, and nothing ends any more, or what came much later has ended.
-    fn is_hung(&self, since: u32) -> bool {
-        let overtaken =
-            is_older(since, self.youngest_ended) && self.youngest_ended.wrapping_sub(since) >= self.limit;
-        let stalled = self.tick.wrapping_sub(self.last_end) >= self.limit;
-        self.tick.wrapping_sub(since) >= self.limit && (stalled || overtaken)
-    }
-}
-
-/// Whether tick `a` came before tick `b`; ticks wrap around.
-fn is_older(a: u32, b: u32) -> bool {
-    a != b && b.wrapping_sub(a) < u32::MAX / 2
-}
-
 fn is_unanswered<P>(op: &Op<P>, through: Option<Epoch>) -> bool {
     match op {
         Op::Forwarded(write) => !write.answered && through.is_none_or(|epoch| write.epoch <= epoch),
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_slow_disk_does_not_hang_and_one_that_was_overtaken_or_stands_still_does() {
-        let at = |tick, last_end, youngest_ended| Progress { tick, limit: 50, last_end, youngest_ended };
-        assert!(!at(49, 0, 0).is_hung(0), "too young");
-        assert!(at(50, 0, 0).is_hung(0), "nothing ends");
-        assert!(!at(500, 499, 10).is_hung(20), "those before it still end");
-        assert!(!at(500, 499, 60).is_hung(20), "those about its age end");
-        assert!(at(500, 499, 70).is_hung(20), "much later ones have ended");
-        assert!(at(500, 450, 10).is_hung(20), "nothing ends any more");
-        let end = u32::MAX;
-        assert!(!at(20, 19, end - 40).is_hung(end - 30), "over the end of the count");
-        assert!(at(40, 39, 25).is_hung(end - 30));
     }
 }
