@@ -206,6 +206,33 @@ fn so_is_one_of_several_reactors() {
     roll_back_under_load("0,1");
 }
 
+#[test]
+fn a_disk_that_went_back_is_not_brought_in_step_by_what_the_primary_marked_before() {
+    let mut rig = Rig::in_step("1", 64);
+    let mut volume = rig.volume();
+    volume.write(0, &noise(1, 1 << 20));
+    rig.checkpoint();
+    volume.write(0, &noise(2, 1 << 20));
+    // To the primary it is all on the secondary's disk, past a loss of power.
+    volume.flush().expect("a flush");
+    // It goes back where its primary does not reach it, and comes to it without the journal that knows.
+    let mut elsewhere = rig.journal();
+    elsewhere["listen"] = json!({"transport": "tcp", "address": "127.0.0.1", "port": free_port()});
+    for extra in [elsewhere, json!({})] {
+        rig.secondary.kill();
+        rig.secondary = Rig::node("secondary", rig.cores);
+        rig.equip(&rig.secondary, "secondary");
+        rig.create_secondary(extra);
+    }
+    wait_until("the primary has heard of it", PATIENCE, || {
+        group(&rig.primary)["error"].as_str().is_some_and(|error| error.contains("sync `full`"))
+    });
+    rig.primary.rpc("replication_start", json!({"group": "g0", "sync": "full"}));
+    wait_for_state(&rig.primary, "running");
+    rig.checkpoint();
+    assert_same(&rig.view(), &volume.read_all(), "the view");
+}
+
 /// Where the batches of a journal's only area are, by their sequence.
 fn batches(journal: &[u8]) -> Vec<(u64, usize, usize)> {
     let number = |at: usize, bytes: usize| {

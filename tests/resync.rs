@@ -4,10 +4,12 @@
 mod common;
 
 use common::load::*;
+use common::node::Node;
 use common::pair::{GROUP, Pair, group};
 use common::stamps::{self, BLOCK, Writer};
 use common::{noise, wait_until};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 const SIZE_MIB: u64 = 64;
@@ -204,4 +206,74 @@ fn links_that_are_lost_over_and_over_under_load_cost_no_write() {
     pair.wait_until_in_step();
     stop(&mut writers);
     assert_in_step(&pair, &writers);
+}
+
+/// The configuration of the secondary of [`Pair`] over a disk and a record in `folder`, as a file.
+fn secondary_on(folder: &Path, link_port: u16) -> Value {
+    json!({"name": GROUP, "role": "secondary", "disk_buffer": true, "buffer_limit_mb": 256, "granule_kb": 4,
+           "listen": {"transport": "tcp", "address": "127.0.0.1", "port": link_port},
+           "volumes": [{"name": "v0", "bdev": "File0"}], "metadata": folder.join("meta")})
+}
+
+fn file_disk(folder: &Path) -> Value {
+    json!({"name": "File0", "filename": folder.join("disk"), "block_size": 4096})
+}
+
+#[test]
+fn a_secondary_that_was_killed_and_started_again_gets_what_it_may_lack_and_not_the_whole_volume() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut pair = Pair::nodes(SIZE_MIB);
+    let disk = folder.path().join("disk");
+    std::fs::File::create(&disk).and_then(|f| f.set_len(SIZE_MIB << 20)).expect("a file for a disk");
+    pair.secondary.rpc("bdev_uring_create", file_disk(folder.path()));
+    let volumes = json!([{"name": "v0", "bdev": "File0"}]);
+    let metadata = json!({"volumes": volumes, "metadata": folder.path().join("meta")});
+    pair.create_groups(json!({}), metadata);
+    pair.export_volume();
+    pair.replicate("full");
+    let mut volume = pair.volume();
+    let content = noise(7, (SIZE_MIB as usize) << 20);
+    for at in (0..content.len()).step_by(MIB) {
+        volume.write(at as u64, &content[at..at + MIB]);
+    }
+    volume.flush().expect("flushed");
+    let mut writers = writers(&pair, WRITTEN_BLOCKS, 4);
+    for round in 0..3 {
+        wait_for_progress(&writers, 50);
+        pair.checkpoint();
+        wait_for_progress(&writers, 50);
+        set_rate(&pair, 1);
+        pair.secondary.kill();
+        wait_for_state(&pair.primary, "resync required");
+        wait_for_progress(&writers, 50);
+        pair.secondary = Node::builder("secondary").cores("1").memory_mib(512).start();
+        pair.secondary.rpc("bdev_uring_create", file_disk(folder.path()));
+        pair.secondary.rpc("nvmf_create_transport", json!({"trtype": "TCP"}));
+        pair.secondary.rpc("replication_group_create", secondary_on(folder.path(), pair.link_port));
+        let sync = wait_for_sync(&pair);
+        let total = sync["total_bytes"].as_u64().expect("a total");
+        assert!((1..=WRITTEN_MIB << 20).contains(&total), "round {round}: {sync}");
+        let checkpoint = json!({"group": GROUP, "keep": "checkpoint"});
+        let error =
+            pair.secondary.try_rpc("replication_failover", checkpoint).expect_err("its buffer is gone");
+        assert!(error.message.contains("inconsistent"), "{error:?}");
+        set_rate(&pair, 0);
+        pair.wait_until_in_step();
+    }
+    stop(&mut writers);
+    pair.checkpoint();
+    let expected = pair.volume().read_all();
+    pair.primary.kill();
+    pair.failover("latest");
+    wait_for_state(&pair.secondary, "standalone");
+    common::pair::export(
+        &pair.secondary,
+        "127.0.0.1",
+        pair.secondary_port,
+        common::pair::VOLUME_NQN,
+        "v0",
+        0x100,
+        false,
+    );
+    assert_same(&expected, &pair.survivor().read_all(), "the volume after the failover");
 }

@@ -182,6 +182,10 @@ impl Device for Delay {
         Some(("bdev_delay_create", self.parameters()))
     }
 
+    fn survives_restart(&self) -> bool {
+        self.base.device().survives_restart()
+    }
+
     fn has_write_cache(&self) -> bool {
         self.base.device().has_write_cache()
     }

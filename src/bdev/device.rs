@@ -52,6 +52,11 @@ pub trait Device: Any + Send + Sync {
         false
     }
 
+    /// Whether what was written and flushed is there when the node runs again, by itself and under the same name.
+    fn survives_restart(&self) -> bool {
+        false
+    }
+
     /// Whether acknowledged writes may still be volatile (a flush means something).
     fn has_write_cache(&self) -> bool {
         false

@@ -186,6 +186,10 @@ impl Device for ErrorDevice {
         Some(("bdev_error_create", params))
     }
 
+    fn survives_restart(&self) -> bool {
+        self.base.device().survives_restart()
+    }
+
     fn has_write_cache(&self) -> bool {
         self.base.device().has_write_cache()
     }

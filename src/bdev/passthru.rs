@@ -48,6 +48,10 @@ impl Device for Passthru {
         Some(("bdev_passthru_create", self.config.clone()))
     }
 
+    fn survives_restart(&self) -> bool {
+        self.base.device().survives_restart()
+    }
+
     fn has_write_cache(&self) -> bool {
         self.base.device().has_write_cache()
     }

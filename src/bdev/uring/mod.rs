@@ -109,6 +109,10 @@ impl Device for Uring {
         }
     }
 
+    fn survives_restart(&self) -> bool {
+        true
+    }
+
     fn has_write_cache(&self) -> bool {
         !self.medium.read_only
     }

@@ -1,5 +1,6 @@
 //! What a record says of the disk is true after a loss of power, too.
 
+use super::super::{Epoch, Generation, Lineage};
 use super::pair::Pair;
 use super::pair_tests::{SEEDS, checkpoint, load, running};
 use super::*;
@@ -105,4 +106,49 @@ fn what_a_full_sync_copied_is_durable_before_the_record_says_so() {
         }
         assert!(!pair.unflushed, "seed {seed}");
     }
+}
+
+fn recorded(out: &[GroupOutput]) -> Vec<Lineage> {
+    let lineage = |output: &GroupOutput| match output {
+        GroupOutput::PersistRecord(record, _) => Some(record.lineage),
+        _ => None,
+    };
+    out.iter().filter_map(lineage).collect()
+}
+
+#[test]
+fn a_lineage_that_a_failed_flush_ended_does_not_come_back_with_a_restart() {
+    let config = SecondaryGroupConfig { reactors: 1, buffer: true, failover_timeout_ms: 1000 };
+    let record = GroupRecord { generation: Generation(1), lineage: Lineage(5), ..GroupRecord::default() };
+    let size = VolumeSize { volume_bytes: 1 << 20, disk_bytes: 1 << 20 };
+    let mut group = SecondaryGroup::new(config, record, &[size]);
+    let mut out = Vec::new();
+    group.connected(&[1 << 20]);
+    let begin =
+        |epoch, sync, lineage| Control::Begin { epoch: Epoch(epoch), sync, lineage: Lineage(lineage) };
+    group.message(begin(1, SyncMode::Changed, 5), &mut out);
+    assert_eq!(recorded(&out), [Lineage(5)]);
+    // While that is being written: what is written says too much, and is written again when it can be.
+    group.event(StripeEvent::FlushFailed, &mut out);
+    out.clear();
+    group.persisted(true, &mut out);
+    assert_eq!((group.record().lineage, recorded(&out)), (Lineage(0), vec![]), "the reactors begin first");
+    group.done(true, &mut out);
+    assert_eq!(recorded(&out), [Lineage(0)]);
+    out.clear();
+    group.persisted(false, &mut out);
+    assert_eq!(recorded(&out), [], "not at once, but");
+    let armed = out.iter().find_map(|output| match output {
+        GroupOutput::ArmTimer { armed, .. } => Some(*armed),
+        _ => None,
+    });
+    group.timer(armed.expect("a time to try again"), &mut out);
+    assert_eq!(recorded(&out), [Lineage(0)]);
+    group.persisted(true, &mut out);
+    out.clear();
+    // A session that makes the disks equal begins another.
+    group.message(begin(9, SyncMode::Full, 7), &mut out);
+    group.persisted(true, &mut out);
+    group.done(true, &mut out);
+    assert_eq!((group.record().lineage, recorded(&out)), (Lineage(7), vec![Lineage(7)]));
 }

@@ -42,6 +42,8 @@ pub struct Greeting {
     /// Its reactors.
     pub lanes: u16,
     pub lineage: Lineage,
+    /// It was restarted since it last followed: its memory is gone, and what only its disk's cache had.
+    pub restarted: bool,
     /// Names the session: a lineage that begins with it takes this name.
     pub session: u64,
 }
@@ -166,6 +168,8 @@ pub enum ToStripes {
     },
     VerifyStop,
     Fence,
+    /// The peer was restarted since it last followed: what it may have lost by that is marked.
+    PeerRestarted,
     /// How much all reactors together copy in a second at most.
     SetCopyRate(Option<u64>),
     SetAck(AckMode),

@@ -217,6 +217,9 @@ impl PrimaryGroup {
             }
             SyncMode::Full | SyncMode::None | SyncMode::Changed => {}
         }
+        if peer.restarted {
+            out.push(GroupOutput::ToStripes(ToStripes::PeerRestarted));
+        }
         self.record.newest = self.record.newest.max(peer.newest).next();
         self.record.generation = self.record.generation.max(peer.generation);
         if self.sync != SyncMode::Changed {

@@ -68,6 +68,8 @@ pub(super) enum Persisting {
     },
     /// The buffer is on the disk.
     Drained,
+    /// No map says any more what the disk lacks.
+    Disowned,
     /// A volume has another size.
     Resize {
         volume: u16,
@@ -116,6 +118,10 @@ pub struct SecondaryGroup {
     leads_back: bool,
     /// The disks are at the last checkpoint, to which a journal led back, until a session begins.
     rolled_back: bool,
+    /// No session has begun since this machine was made.
+    restarted: bool,
+    /// The record may still name a lineage that the disk has lost.
+    disowned: bool,
     draining: u16,
     connected: bool,
     timers: Timers,
@@ -150,6 +156,8 @@ impl SecondaryGroup {
             lost_through: if rolled_back { Epoch(0) } else { Epoch(u64::MAX) },
             rolled_back,
             leads_back: false,
+            restarted: true,
+            disowned: false,
             draining: 0,
             connected: false,
             timers: Timers::default(),
@@ -179,6 +187,11 @@ impl SecondaryGroup {
     /// The checkpoint to which a journal led back when the node started, until a session begins.
     pub fn rolled_back_to(&self) -> Option<Epoch> {
         self.rolled_back.then_some(self.record.committed)
+    }
+
+    /// Whether this node's memory of earlier sessions is gone; the next session is told.
+    pub fn is_restarted(&self) -> bool {
+        self.restarted
     }
 
     pub(super) fn reactors(&self) -> u16 {
@@ -356,15 +369,19 @@ impl SecondaryGroup {
             self.pending_bytes = self.volumes.iter().map(|size| size.volume_bytes).collect();
         }
         let reactors = self.config.reactors;
+        let mut retry_later = false;
         match (what, ok) {
             (Persisting::Nothing | Persisting::Drained, true) | (Persisting::Nothing, false) => {}
-            // Without it a restart would take the node for one in the middle of its drain.
-            (Persisting::Drained, false) => {
+            (Persisting::Disowned, true) => self.disowned = false,
+            // Without it a restart would take the node for one in the middle of its drain, or the disk for whole.
+            (Persisting::Drained | Persisting::Disowned, false) => {
                 self.timers.arm(Timer::Interval, self.config.failover_timeout_ms, out);
+                retry_later = true;
             }
             (Persisting::Begin { epoch, sync, kept }, true) => {
                 self.spreading = Spreading::Begin { epoch, sync, left: reactors };
                 self.rolled_back = false;
+                self.disowned &= self.record.lineage == Lineage(0);
                 let originals = self.originals(epoch, sync, kept);
                 let (generation, base) = (self.record.generation, self.record.committed);
                 let volume_bytes = self.pending_bytes.clone();
@@ -398,12 +415,16 @@ impl SecondaryGroup {
             }
         }
         self.next_failover(out);
+        if !retry_later {
+            self.note_disowned(out);
+        }
         self.next_message(out);
     }
 
     /// What a beginning session makes of the buffer.
     fn originals(&mut self, epoch: Epoch, sync: SyncMode, kept: bool) -> Originals {
         self.leads_back = kept;
+        self.restarted = false;
         match (sync, kept) {
             (SyncMode::Changed, true) => Originals::Kept,
             (SyncMode::Changed, false) => {
@@ -483,6 +504,7 @@ impl SecondaryGroup {
             }
         }
         self.next_failover(out);
+        self.note_disowned(out);
         self.next_message(out);
     }
 
@@ -546,7 +568,10 @@ impl SecondaryGroup {
             (Timer::Settle, Checkpoint::Preparing { epoch, .. }) => {
                 out.push(GroupOutput::ToStripes(ToStripes::Settle { epoch }));
             }
-            (Timer::Interval, _) => self.note_drained(out),
+            (Timer::Interval, _) => {
+                self.note_drained(out);
+                self.note_disowned(out);
+            }
             (Timer::Deadline, _) if self.state == SecondaryState::Fencing => {
                 // Only the record can hang here; when it ends after all, the promotion is carried out.
                 if let Persisting::Promotion { command, .. } = self.persisting {
@@ -578,6 +603,13 @@ impl SecondaryGroup {
         }
     }
 
+    /// A restart does not find a lineage that the disk has lost.
+    fn note_disowned(&mut self, out: &mut Out) {
+        if self.disowned && !self.is_busy() {
+            self.persist(self.record, Persisting::Disowned, out);
+        }
+    }
+
     /// What a stripe machine had to tell.
     pub fn event(&mut self, event: StripeEvent, out: &mut Out) {
         let event = match event {
@@ -591,9 +623,10 @@ impl SecondaryGroup {
             StripeEvent::JournalOverrun(epoch) => GroupEvent::JournalOverrun(epoch),
             StripeEvent::JournalFailed => GroupEvent::JournalFailed,
             StripeEvent::FlushFailed => {
-                // No map says what this disk lacks now.
-                self.record.lineage = Lineage(0);
-                return;
+                // No map says what this disk lacks now, and a restart must not bring the lineage back.
+                (self.record.lineage, self.pending.lineage) = (Lineage(0), Lineage(0));
+                self.disowned = true;
+                return self.note_disowned(out);
             }
             StripeEvent::HungDisk(_) => GroupEvent::HungDisk,
             StripeEvent::DiskHealed => GroupEvent::DiskHealed,

@@ -44,6 +44,7 @@ mod range_lock;
 mod secondary;
 mod table;
 mod types;
+mod unsettled;
 mod verify;
 mod verify_group;
 mod verify_secondary;

@@ -93,6 +93,8 @@ pub struct Pair {
     links: Vec<Link>,
     pub primary_disk: Disk,
     pub secondary_disk: Disk,
+    /// What a loss of power leaves of it.
+    secondary_durable: Disk,
     pub primary_sizes: Sizes,
     pub secondary_sizes: Sizes,
     /// The volume's size in the last handshake.
@@ -178,6 +180,7 @@ impl Pair {
             links: (0..REACTORS * REACTORS).map(|_| Link::default()).collect(),
             primary_disk: Disk(base.clone()),
             secondary_disk: Disk(base.clone()),
+            secondary_durable: Disk(base.clone()),
             primary_sizes: sizes,
             secondary_sizes: sizes,
             agreed_bytes: 0,
@@ -464,6 +467,7 @@ impl Pair {
             generation: record.generation,
             lanes: REACTORS as u16,
             lineage: record.lineage,
+            restarted: self.secondary_group.is_restarted(),
             session: self.sessions,
         };
         self.with_primary_group(|group, out| group.connected(&greeting, &[there], out));
@@ -514,6 +518,31 @@ impl Pair {
         self.secondary_group = SecondaryGroup::new(config, record, &sizes);
     }
 
+    /// The secondary node loses power and comes back: its memory is gone, and any part of what its disk had not flushed.
+    pub fn restart_secondary(&mut self) {
+        self.cut_link();
+        self.secondary_io.clear();
+        self.persists.retain(|&primary| primary);
+        self.orders_secondary.iter_mut().for_each(VecDeque::clear);
+        for lba in 0..self.secondary_disk.0.len() {
+            if self.rng.below(2) == 0 {
+                self.secondary_disk.0[lba] = self.secondary_durable.0[lba];
+            }
+        }
+        let record = self.secondary_group.record();
+        let sizes: Vec<VolumeSize> = self.secondary_group.sizes().collect();
+        let config =
+            SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
+        self.secondary_group = SecondaryGroup::new(config, record, &sizes);
+        for owner in 0..REACTORS {
+            let geometry = geometry(self.secondary_sizes.volume, owner);
+            let config = SecondaryConfig { geometry, buffer: true, journal: false, hung_ticks: 3 };
+            let maps = Maps::new(geometry, 1000);
+            self.secondary[owner] = SecondaryStripes::new(config, maps, record.generation, record.committed);
+        }
+        self.own_content.clear();
+    }
+
     /// The primary node dies: nothing of it goes on.
     pub fn kill_primary(&mut self) {
         self.dead = true;
@@ -546,6 +575,7 @@ impl Pair {
             ToStripes::StartCopy { only_dirty } => {
                 self.with_primary(reactor, |machine, out| machine.start_copy(only_dirty, out));
             }
+            ToStripes::PeerRestarted => self.primary[reactor].peer_restarted(),
             ToStripes::Fence => self.with_primary(reactor, |machine, out| machine.fence(out)),
             ToStripes::Verify { round, .. } => {
                 self.with_primary(reactor, |machine, out| machine.start_verify(round, u32::MAX, out));
@@ -619,7 +649,10 @@ impl Pair {
                     disk.write(io.range, data);
                     self.unflushed |= !primary;
                 }
-                What::Flush => self.unflushed &= primary,
+                What::Flush if !primary => {
+                    self.unflushed = false;
+                    self.secondary_durable.clone_from(disk);
+                }
                 _ => {}
             }
             return;

@@ -12,6 +12,7 @@ use super::dirty::DirtyMap;
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
 use super::types::*;
+use super::unsettled::Unsettled;
 use super::verify::Verifying;
 use smallvec::SmallVec;
 use std::collections::VecDeque;
@@ -99,7 +100,10 @@ pub(super) enum Kind<P> {
         scratch: P,
         fua: bool,
     },
-    Flush,
+    /// The round that it closes at the peer; 0 where it closes none.
+    Flush {
+        round: u64,
+    },
     /// `round` tells the copies of an earlier full sync, which a lost link ended, from those of this one.
     Copy {
         range: Range,
@@ -157,7 +161,7 @@ impl<P> Op<P> {
             | Kind::Compare { range, .. }
             | Kind::Copy { range, .. }
             | Kind::Verify { range, .. } => range,
-            Kind::Flush => Range::new(0, 0),
+            Kind::Flush { .. } => Range::new(0, 0),
         }
     }
 
@@ -235,6 +239,7 @@ pub struct PrimaryStripes<P> {
     congested: bool,
     epoch: Epoch,
     pub(super) dirty: DirtyMap,
+    unsettled: Unsettled,
     /// Granted, but the gate was shut or the link is down and writes wait for it.
     parked: VecDeque<OpId>,
     copying: Copying,
@@ -263,6 +268,7 @@ impl<P: Payload> PrimaryStripes<P> {
             congested: false,
             epoch: Epoch(0),
             dirty: DirtyMap::new(config.geometry),
+            unsettled: Unsettled::new(config.geometry),
             parked: VecDeque::new(),
             copying: Copying::Idle,
             copy_round: 0,
@@ -319,7 +325,7 @@ impl<P: Payload> PrimaryStripes<P> {
             Command::CompareAndWrite { range, compare, data, scratch, fua } => {
                 Kind::Compare { range, compare, data, scratch, fua }
             }
-            Command::Flush => Kind::Flush,
+            Command::Flush => Kind::Flush { round: 0 },
             Command::Read { .. } => {
                 return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::OutOfRange) });
             }
@@ -340,7 +346,7 @@ impl<P: Payload> PrimaryStripes<P> {
         self.order += 1;
         let range = op.range();
         let whole = range.blocks == 0 || range.end() <= self.config.geometry.blocks;
-        if !whole || (range.blocks == 0 && !matches!(op.kind, Kind::Flush)) {
+        if !whole || (range.blocks == 0 && !matches!(op.kind, Kind::Flush { .. })) {
             return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::OutOfRange) });
         }
         self.enter(op, out);
@@ -394,7 +400,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 out.push(PrimaryOutput::CopyRead { op: id, range });
             }
             Kind::Verify { range, .. } => out.push(PrimaryOutput::VerifyRead { op: id, range: *range }),
-            Kind::Write { .. } | Kind::Flush => self.launch(id, out),
+            Kind::Write { .. } | Kind::Flush { .. } => self.launch(id, out),
         }
     }
 
@@ -418,7 +424,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 let data = Data::Bytes(data.clone());
                 out.push(PrimaryOutput::SubmitWrite { op: id, range: *range, data, fua: *fua });
             }
-            Kind::Flush => {
+            Kind::Flush { .. } => {
                 op.local = Local::Submitted;
                 out.push(PrimaryOutput::SubmitFlush { op: id });
             }
@@ -451,10 +457,15 @@ impl<P: Payload> PrimaryStripes<P> {
                 ForwardBody::Verify { range: *range, digest: *digest }
             }
             Kind::Copy { data: None, .. } | Kind::Verify { digest: None, .. } => return,
-            Kind::Flush => ForwardBody::Flush,
+            Kind::Flush { .. } => ForwardBody::Flush,
         };
+        match &mut op.kind {
+            Kind::Flush { round } => *round = self.unsettled.flush(),
+            Kind::Verify { .. } => {}
+            Kind::Write { .. } | Kind::Compare { .. } | Kind::Copy { .. } => self.unsettled.sent(range),
+        }
         let lanes = match op.kind {
-            Kind::Flush => 0..self.lanes,
+            Kind::Flush { .. } => 0..self.lanes,
             _ => {
                 let lane = Geometry::owner_of(range.lba, self.config.geometry.block_bytes, self.lanes);
                 lane..lane + 1
@@ -668,6 +679,9 @@ impl<P: Payload> PrimaryStripes<P> {
                 Kind::Verify { range, round, .. } => Some((range, round)),
                 _ => None,
             };
+            if let Kind::Flush { round } = op.kind {
+                self.unsettled.flushed(round);
+            }
             self.lag_bytes = self.lag_bytes.saturating_sub(u64::from(bytes));
             self.lag_ops = self.lag_ops.saturating_sub(1);
             let copied = matches!(op.kind, Kind::Copy { round, .. } if round == self.copy_round);
@@ -683,6 +697,24 @@ impl<P: Payload> PrimaryStripes<P> {
                 self.judged(range, round, verdict, out);
             }
         }
+    }
+
+    /// As [`PrimaryStripes::applied`], but that the peer has it in memory only, because its disk hangs.
+    pub fn pinned(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+        match self.ops.get_mut(id).map(|op| &mut op.kind) {
+            Some(Kind::Flush { round }) => *round = 0,
+            Some(Kind::Write { range, .. } | Kind::Compare { range, .. } | Kind::Copy { range, .. }) => {
+                self.unsettled.held(*range);
+            }
+            Some(Kind::Verify { .. }) | None => {}
+        }
+        self.applied(id, out);
+    }
+
+    /// The peer was restarted: what it acknowledged and no flush covered may be gone.
+    pub fn peer_restarted(&mut self) {
+        let dirty = &mut self.dirty;
+        self.unsettled.take(self.blocks, |range| dirty.mark(range));
     }
 
     /// A connection has as much to send as it should hold: nothing more is launched until [`PrimaryStripes::go_on`].
@@ -873,6 +905,7 @@ impl<P: Payload> PrimaryStripes<P> {
         let room = &mut self.config.geometry.blocks;
         *room = blocks.max(*room);
         self.dirty.extend(blocks);
+        self.unsettled.extend(blocks);
     }
 
     fn copy(&mut self, cursor: u64, scope: Scope, out: &mut Vec<PrimaryOutput<P>>) {

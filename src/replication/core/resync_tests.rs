@@ -243,3 +243,37 @@ fn a_buffer_that_is_full_during_a_resync_gives_up_the_roll_back_and_the_resync_e
     }
     assert!(lost_view > SEEDS / 8, "the limit was meant to be met: {lost_view}");
 }
+
+#[test]
+fn a_secondary_that_loses_power_gets_what_its_disk_may_have_lost_and_no_more_than_those_stripes() {
+    let mut less = 0;
+    for seed in 0..SEEDS * 2 {
+        let mut pair = lost(seed, [AckMode::Applied, AckMode::Received, AckMode::Local][(seed % 3) as usize]);
+        // A session of its own before the loss, or in the middle of getting in step.
+        if !seed.is_multiple_of(5) {
+            pair.mend_link();
+            let steps = pair.rng.below(300);
+            pair.run(steps);
+            load(&mut pair, 6);
+        }
+        if seed.is_multiple_of(7) {
+            (0..2).for_each(|reactor| pair.flush(reactor));
+            pair.settle();
+        }
+        pair.restart_secondary();
+        load(&mut pair, 3);
+        if seed.is_multiple_of(2) {
+            pair.mend_link();
+            let steps = pair.rng.below(40);
+            pair.run(steps);
+            pair.restart_secondary();
+        }
+        assert!(!pair.secondary_group.has_view(), "seed {seed}: the buffer is gone");
+        let copied = pair.copied;
+        pair.mend_link();
+        pair.settle();
+        assert_in_step(&mut pair, seed);
+        less += u64::from(pair.copied - copied < pair.primary_sizes.volume);
+    }
+    assert!(less > SEEDS / 10, "flushes were meant to spare something: {less}");
+}

@@ -29,7 +29,7 @@ fn connect(group: &mut PrimaryGroup) -> Out {
 
 /// A peer as it greets in session 5.
 fn greeting(lineage: Lineage) -> Greeting {
-    Greeting { newest: Epoch(7), generation: Generation(1), lanes: 1, lineage, session: 5 }
+    Greeting { newest: Epoch(7), generation: Generation(1), lanes: 1, lineage, restarted: false, session: 5 }
 }
 
 fn begun(group: &mut PrimaryGroup, epoch: u64) -> Out {
@@ -202,4 +202,14 @@ fn a_lost_peer_that_does_not_begin_or_refuses_is_sought_on_with_pauses() {
     assert!(group.wants_peer());
     group.stop(2, &mut out);
     assert!(!group.wants_peer(), "until an operator ends it");
+}
+
+#[test]
+fn a_peer_that_was_restarted_lacks_more_than_was_marked_and_the_machines_hear_of_it_first() {
+    let mut group = lost();
+    let mut out = Vec::new();
+    group.connected(&Greeting { restarted: true, ..greeting(Lineage(5)) }, &[], &mut out);
+    assert_eq!(out.first(), Some(&GroupOutput::ToStripes(ToStripes::PeerRestarted)));
+    let begin = Control::Begin { epoch: Epoch(9), sync: SyncMode::Changed, lineage: Lineage(5) };
+    assert!(out.contains(&GroupOutput::Send(begin)), "{out:?}");
 }

@@ -29,7 +29,8 @@ impl Home {
         let record = self.record();
         let refuse =
             |incoming: Incoming<'_>, code, text: &str| incoming.refuse(code, record.generation, text);
-        let mine = claim::hello(&self.fixed, record, record.promoted, hello.nonce);
+        let restarted = matches!(&*self.machine.borrow(), Machine::Secondary(group) if group.is_restarted());
+        let mine = claim::hello(&self.fixed, record, record.promoted, restarted, hello.nonce);
         if let Err((code, text)) = claim::check(&mine, (&hello, body)) {
             return refuse(incoming, code, &text);
         }

@@ -21,7 +21,13 @@ pub(super) fn sizes(body: &HelloBody) -> Vec<VolumeSize> {
 }
 
 /// The hello of this node's group.
-pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce: u64) -> (Hello, HelloBody) {
+pub(super) fn hello(
+    fixed: &Fixed,
+    record: GroupRecord,
+    is_primary: bool,
+    restarted: bool,
+    nonce: u64,
+) -> (Hello, HelloBody) {
     let body = HelloBody {
         node: fixed.node,
         group: fixed.uuid,
@@ -45,7 +51,8 @@ pub(super) fn hello(fixed: &Fixed, record: GroupRecord, is_primary: bool, nonce:
         generation: record.generation,
         // Epochs that were begun and never committed are not used again either.
         committed_epoch: record.newest.max(record.committed),
-        options: if fixed.buffer { option::DISK_BUFFER } else { 0 },
+        options: if fixed.buffer { option::DISK_BUFFER } else { 0 }
+            | if restarted { option::RESTARTED } else { 0 },
         nonce,
     };
     (hello, body)

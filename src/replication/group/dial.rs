@@ -20,7 +20,7 @@ use crate::replication::core::{Greeting, GroupError, PrimaryState};
 use crate::replication::link::wire::VERSION;
 use crate::replication::link::{
     Attempt, Backoff, CloseReason, ConnectError, ConnectOwner, Connection, DataHello, HANDSHAKE_DEADLINE,
-    Header, Hello, HelloBody, LinkOwner, Message, RefusalCode, connect,
+    Header, Hello, HelloBody, LinkOwner, Message, RefusalCode, connect, option,
 };
 use crate::replication::volume::shard_of;
 
@@ -174,7 +174,7 @@ impl Home {
             Err(reason) => return self.session_lost(&reason.to_string()),
         };
         connection.set_deadline(HANDSHAKE_DEADLINE, "the handshake");
-        let hello = claim::hello(&self.fixed, self.record(), true, session);
+        let hello = claim::hello(&self.fixed, self.record(), true, false, session);
         let _ = connection.send_bytes(&Message::Hello(hello.0), &hello.1.encode());
         self.dial.hello.replace(Some(hello));
         self.control.replace(Some(connection));
@@ -212,6 +212,7 @@ impl Home {
             generation: hello.generation,
             lanes,
             lineage,
+            restarted: hello.options & option::RESTARTED != 0,
             session,
         }));
         for from in 0..self.fixed.reactors {

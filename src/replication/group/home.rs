@@ -303,6 +303,7 @@ impl Home {
             generation: record.generation,
             committed_epoch: record.committed,
             journal: self.fixed.journal.as_ref().filter(|_| record.journaled).map(Journal::uuid),
+            lineage: record.lineage,
             volumes: volumes.collect(),
         };
         let Some(this) = self.this.upgrade() else { return };

@@ -51,6 +51,7 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         }
         ToStripes::VerifyStop => shard.cancel_verify(),
         ToStripes::Fence => shard.fence(),
+        ToStripes::PeerRestarted => shard.peer_restarted(),
         ToStripes::SetCopyRate(rate) => shard.set_copy_rate(rate, fixed.reactors),
         ToStripes::SetAck(ack) => shard.set_ack(ack),
         ToStripes::SetOnLinkLoss(policy) => shard.set_on_link_loss(policy),

@@ -56,6 +56,11 @@ pub(super) fn read(
     let is_primary = matches!(options.role, RoleOptions::Primary(_));
     let decided = decide(record, is_primary, options.promoted_generation)
         .map_err(|refusal| ReplicationError::Record(store.path().to_path_buf(), refusal))?;
+    let mut decided = decided;
+    if !bases.iter().all(|base| base.device().survives_restart()) {
+        // The file is still there, the disk's content may not be.
+        decided.lineage = Lineage(0);
+    }
     let (node, blocks) = match record {
         Some(record) => (record.node, record.volumes.iter().map(|volume| volume.num_blocks).collect()),
         None => {
@@ -134,8 +139,9 @@ fn decide(
         // One that was promoted and did not finish is an inconsistent follower now: there is nothing to serve.
         inconsistent: !record.consistent,
         promoted,
-        // The primary's map and the secondary's buffer are memory: after a restart neither knows what the other lacks.
-        lineage: Lineage(0),
+        // A primary's map is memory: what its peer lacks is not known after a restart. A secondary's disk is what it was,
+        // and its primary knows what it may have lost.
+        lineage: if !as_primary && record.role == Secondary { record.lineage } else { Lineage(0) },
         // Only a journal that was looked at does.
         journaled: false,
     })
@@ -155,6 +161,7 @@ mod tests {
             generation: Generation(5),
             committed_epoch: Epoch(40),
             journal: None,
+            lineage: Lineage(77),
             volumes: Vec::new(),
         }
     }
@@ -183,6 +190,17 @@ mod tests {
         assert_eq!(decided(Primary, true, false), Err(RecordRefusal::WasPrimary(g)));
         let fresh = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
         assert_eq!((decide(None, true, None), decide(None, false, None)), (Ok(fresh), Ok(fresh)));
+    }
+
+    #[test]
+    fn only_a_secondary_is_of_its_lineage_still_after_a_restart() {
+        use FileRole::{Primary, Promoted, Secondary};
+        let lineage =
+            |role, as_primary| decide(Some(&record(role, true)), as_primary, None).map(|r| r.lineage);
+        assert_eq!(lineage(Secondary, false), Ok(Lineage(77)));
+        assert_eq!(lineage(Primary, true), Ok(Lineage(0)), "its map was memory");
+        assert_eq!(lineage(Promoted, true), Ok(Lineage(0)));
+        assert_eq!(lineage(Promoted, false), Ok(Lineage(0)), "hosts wrote to it since");
     }
 
     #[test]

@@ -12,9 +12,9 @@ use uuid::Uuid;
 use super::options::*;
 use crate::bdev::{Bdev, Registry};
 use crate::reactor::ReactorSet;
-use crate::replication::Epoch;
 use crate::replication::journal::{Journal, Opened, Unrecoverable};
 use crate::replication::metadata::{FileRole, Record, Store};
+use crate::replication::{Epoch, Lineage};
 
 /// What became of the disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,11 +84,13 @@ fn lead_back(
         );
     }
     if !back.is_empty() || !record.consistent {
+        // The peer knows what the disks lacked before they went back, and not what they lack then.
+        let record = Record { lineage: Lineage(0), ..record.clone() };
         store.replace(Record { consistent: false, ..record.clone() })?;
         opened
             .roll_back(&back, reactors, bases)
             .map_err(|error| ReplicationError::RollBack(committed, error))?;
-        store.replace(Record { consistent: true, ..record.clone() })?;
+        store.replace(Record { consistent: true, ..record })?;
     }
     Ok(Way::RolledBack { committed, bytes: back.bytes() })
 }

@@ -165,6 +165,8 @@ pub mod option {
     pub const PAYLOAD_CRC: u64 = 1 << 0;
     /// The secondary keeps a disk buffer.
     pub const DISK_BUFFER: u64 = 1 << 1;
+    /// The secondary was restarted since it last followed: its memory is gone.
+    pub const RESTARTED: u64 = 1 << 2;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,20 +4,24 @@ use uuid::Uuid;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::super::{Epoch, Generation};
+use super::super::{Epoch, Generation, Lineage};
 
 /// One slot: a multiple of every block size in use, so that a torn write never touches the other slot.
 pub const SLOT_BYTES: usize = 16 << 10;
 /// "LSTPMETA" as the bytes stand in the file.
 const MAGIC: u64 = u64::from_le_bytes(*b"LSTPMETA");
-/// A change of the layout raises it; another version is refused.
-const VERSION: u32 = 1;
+/// A change of the layout raises it; a newer version than this is refused.
+const VERSION: u32 = 2;
+/// Versions of which every field stands where it stands in this one; what they do not have is zero there.
+const READABLE: std::ops::RangeInclusive<u32> = 1..=VERSION;
 /// Volumes that fit a slot.
 pub const VOLUMES_MAX: usize = 128;
 const NAME_BYTES: usize = 64;
 const CRC_AT: usize = SLOT_BYTES - 4;
 /// Zeroes in a record without a journal, and in one of a program that knows none.
 const JOURNAL_AT: usize = CRC_AT - 16;
+/// Behind the last volume; zero in a record of version 1.
+const LINEAGE_AT: usize = 12416;
 
 /// The role that the node had when it wrote the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +55,8 @@ pub struct Record {
     pub committed_epoch: Epoch,
     /// The journal that leads back to that epoch, if one does.
     pub journal: Option<Uuid>,
+    /// What the disks have in common with the peer's; a secondary's alone counts after a restart.
+    pub lineage: Lineage,
     pub volumes: Vec<VolumeRecord>,
 }
 
@@ -62,7 +68,7 @@ pub enum RecordError {
     #[error("it is not Lockstep's metadata")]
     Magic,
     #[error(
-        "it is of format version {0}, and this program knows version {VERSION}; use the program that wrote it"
+        "it is of format version {0}, and this program knows versions up to {VERSION}; use the program that wrote it"
     )]
     Version(u32),
     #[error("its checksum is wrong: the write of it was torn, or bits have rotted")]
@@ -99,7 +105,8 @@ struct RawVolume {
 }
 const VOLUME_BYTES: usize = 96;
 const _: () = assert!(size_of::<RawVolume>() == VOLUME_BYTES);
-const _: () = assert!(HEADER_BYTES + VOLUMES_MAX * VOLUME_BYTES <= JOURNAL_AT);
+const _: () =
+    assert!(HEADER_BYTES + VOLUMES_MAX * VOLUME_BYTES <= LINEAGE_AT && LINEAGE_AT + 8 <= JOURNAL_AT);
 
 impl Record {
     /// Whether the record fits a slot.
@@ -142,6 +149,7 @@ impl Record {
             raw.name[..volume.name.len()].copy_from_slice(volume.name.as_bytes());
             place.copy_from_slice(raw.as_bytes());
         }
+        bytes[LINEAGE_AT..LINEAGE_AT + 8].copy_from_slice(&self.lineage.0.to_le_bytes());
         bytes[JOURNAL_AT..CRC_AT].copy_from_slice(self.journal.unwrap_or_default().as_bytes());
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
@@ -160,7 +168,7 @@ impl Record {
         if crc32c::crc32c(&bytes[..CRC_AT]).to_le_bytes() != bytes[CRC_AT..] {
             return Err(RecordError::Checksum);
         }
-        if header.version.get() != VERSION {
+        if !READABLE.contains(&header.version.get()) {
             return Err(RecordError::Version(header.version.get()));
         }
         let role = match header.role {
@@ -194,6 +202,9 @@ impl Record {
             consistent: header.consistent == 1,
             generation: Generation(header.generation.get()),
             committed_epoch: Epoch(header.committed_epoch.get()),
+            lineage: Lineage(
+                U64::ref_from_prefix(&bytes[LINEAGE_AT..]).map_or(0, |(lineage, _)| lineage.get()),
+            ),
             journal: Uuid::from_slice(&bytes[JOURNAL_AT..CRC_AT]).ok().filter(|journal| !journal.is_nil()),
             volumes,
         };
@@ -215,6 +226,7 @@ pub(super) mod tests {
             generation: Generation(3),
             committed_epoch: Epoch(epoch),
             journal: Some(Uuid::from_u128(10)),
+            lineage: Lineage(0x0123_4567_89ab_cdef),
             volumes: vec![VolumeRecord {
                 name: "v0".to_string(),
                 uuid: Uuid::from_u128(9),
@@ -239,6 +251,24 @@ pub(super) mod tests {
             assert_eq!(Record::decode(&slot(&without, 77)), Ok((77, without)));
         }
         assert_eq!(Record::decode(&[0; SLOT_BYTES]), Err(RecordError::Empty));
+    }
+
+    /// A slot as the programs of an earlier version wrote it.
+    fn of_version(version: u32, record: &Record) -> Vec<u8> {
+        let mut bytes = slot(record, 77);
+        bytes[8..12].copy_from_slice(&version.to_le_bytes());
+        bytes[LINEAGE_AT..LINEAGE_AT + 8].fill(0);
+        let crc = crc32c::crc32c(&bytes[..CRC_AT]);
+        bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_record_of_version_1_is_taken_over_and_knows_of_no_lineage() {
+        let known = Record { lineage: Lineage(0), ..sample(5) };
+        assert_eq!(Record::decode(&of_version(1, &sample(5))), Ok((77, known)));
+        assert_eq!(Record::decode(&of_version(0, &sample(5))), Err(RecordError::Version(0)));
+        assert_eq!(Record::decode(&of_version(3, &sample(5))), Err(RecordError::Version(3)));
     }
 
     #[test]

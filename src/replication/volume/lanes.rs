@@ -240,6 +240,7 @@ impl Lanes {
             owner.primary(|machine, out| match answered {
                 Answered::Received(sender) => machine.received(sender.op, out),
                 Answered::Ended(sender) => match ending(entry.status) {
+                    Ending::Applied if entry.status == AckStatus::Pinned => machine.pinned(sender.op, out),
                     Ending::Applied => machine.applied(sender.op, out),
                     Ending::Compared(verdict) => sensible = machine.compared(sender.op, verdict, out),
                     Ending::Refused(refusal) => machine.peer_refused(sender.range, refusal, out),

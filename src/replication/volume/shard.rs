@@ -338,6 +338,11 @@ impl Shard {
         self.lanes.detach_all();
     }
 
+    /// The peer may have lost what it acknowledged.
+    pub fn peer_restarted(&self) {
+        self.primaries(|machine, _| machine.peer_restarted());
+    }
+
     /// Copies everything, or only what the peer is known to lack.
     pub fn start_copy(&self, only_dirty: bool) {
         self.primaries(|machine, out| machine.start_copy(only_dirty, out));
