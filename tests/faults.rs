@@ -266,9 +266,13 @@ impl Rig {
         machine.node.rpc("replication_set_options", params);
     }
 
+    /// Commits a checkpoint: again, if an earlier fault is noticed only now.
     fn checkpoint(&self) {
         let params = json!({"group": GROUP, "timeout_ms": 20000});
-        self.primary.node.rpc("replication_do_checkpoint", params);
+        wait_until("a checkpoint is committed", PATIENCE, || {
+            self.wait_until_in_step();
+            self.primary.node.try_rpc("replication_do_checkpoint", params.clone()).is_ok()
+        });
     }
 
     /// Load on a pair in step, and a checkpoint in the middle of it.
