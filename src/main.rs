@@ -31,7 +31,7 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// UNIX socket for JSON-RPC.
-        #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+        #[arg(long, value_name = "PATH", env = "LOCKSTEP_SOCKET", default_value = DEFAULT_SOCKET)]
         rpc_socket: PathBuf,
         /// Cores, one reactor each, such as `0-3,8` or `0xF` [default: the first core]
         #[arg(long, value_name = "LIST")]
@@ -50,7 +50,7 @@ enum Command {
     /// Show running nodes: replication groups, epochs, lag, buffers, devices, errors.
     Status {
         /// UNIX socket of a node; may be given several times.
-        #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+        #[arg(long, value_name = "PATH", env = "LOCKSTEP_SOCKET", default_value = DEFAULT_SOCKET)]
         socket: Vec<PathBuf>,
         /// Print everything as JSON.
         #[arg(long)]
@@ -69,7 +69,7 @@ enum Command {
     /// Call a method of a running node and print its result.
     Rpc {
         /// UNIX socket of the node.
-        #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+        #[arg(long, value_name = "PATH", env = "LOCKSTEP_SOCKET", default_value = DEFAULT_SOCKET)]
         socket: PathBuf,
         /// Method; `rpc_get_methods` lists them, docs/rpc.md describes them.
         method: String,
