@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::load::{PATIENCE, wait_for_progress, wait_for_state};
 use common::nvme::Host;
 use common::pair::{DISK, GROUP, Pair, group};
 use common::stamps::{self, BLOCK, Writer};
@@ -226,4 +227,69 @@ fn a_write_that_hangs_on_the_primarys_disk_holds_up_no_other_and_no_answer() {
     assert_answers_at_once(&pair);
     drop(pair);
     let _ = writer.join();
+}
+
+/// What the secondary told of, by the event's name.
+fn events(pair: &Pair, kind: &str) -> usize {
+    let all = pair.secondary.rpc("notify_get_notifications", json!({}));
+    all.as_array().expect("a list").iter().filter(|event| event["type"] == kind).count()
+}
+
+/// The load goes on while a disk takes nothing, checkpoints and a failover too; when it answers it has everything.
+fn a_disk_that_hangs_for_ever(keep: &str) {
+    let mut pair = pair_with_a_disk_that_can_hang(true);
+    let mut writers = writers(&pair);
+    wait_for_progress(&writers, 50);
+    pair.checkpoint();
+    hang(&pair, true, "write", 1_000_000);
+    let mut cut = Vec::new();
+    for _ in 0..3 {
+        let before = stamps::progress(&writers).acknowledged;
+        pair.checkpoint();
+        cut = vec![before, stamps::progress(&writers).issued];
+        let view = pair.view().read_all();
+        stamps::assert_one_point_in_time(&writers, &view, &cut[0], &cut[1]);
+        wait_for_progress(&writers, 2);
+    }
+    assert!(events(&pair, "replication_hung_disk") > 0, "nobody said that the disk hangs");
+    assert!(group(&pair.secondary)["buffer"]["pinned_bytes"].as_u64() > Some(0));
+    pair.primary.kill();
+    for writer in &mut writers {
+        assert_ne!(writer.wait(PATIENCE), "stopped");
+    }
+    let end = stamps::progress(&writers);
+    pair.failover(keep);
+    let image = pair.survivor().read_all();
+    let (earliest, latest) =
+        if keep == "latest" { (&end.acknowledged, &end.issued) } else { (&cut[0], &cut[1]) };
+    stamps::assert_one_point_in_time(&writers, &image, earliest, latest);
+    assert_eq!(
+        group(&pair.secondary)["state"],
+        "serving, draining the buffer",
+        "nothing of it is on the disk"
+    );
+    // What a host writes now is on top of what hangs.
+    let mut survivor = pair.survivor();
+    let mut after = image;
+    after[..BLOCK].fill(0x5a);
+    let newest = std::thread::spawn(move || survivor.write(0, &[0x5a; BLOCK]));
+    std::thread::sleep(Duration::from_millis(200));
+    let disk = format!("EE_{DISK}");
+    let params = json!({"name": disk, "io_type": "clear", "error_type": "pending", "num": 1});
+    pair.secondary.rpc("bdev_error_inject_error", params);
+    pair.secondary.rpc("bdev_error_resume_pending", json!({"name": disk}));
+    newest.join().expect("the write is taken");
+    wait_for_state(&pair.secondary, "standalone");
+    assert_eq!(group(&pair.secondary)["buffer"]["pinned_bytes"], 0);
+    assert!(after == pair.survivor().read_all(), "the volume once the disk has answered");
+}
+
+#[test]
+fn with_a_disk_that_hangs_for_ever_checkpoints_go_on_and_the_last_one_survives() {
+    a_disk_that_hangs_for_ever("checkpoint");
+}
+
+#[test]
+fn with_a_disk_that_hangs_for_ever_every_acknowledged_write_survives() {
+    a_disk_that_hangs_for_ever("latest");
 }

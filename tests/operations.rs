@@ -258,6 +258,32 @@ fn loss_of_the_secondary() {
 }
 
 #[test]
+fn loss_of_the_primary() {
+    let chapter = chapter("Loss of the primary");
+    for keep in ["latest", "checkpoint", "overlay"] {
+        let mut rig = Rig::new();
+        let mut writers = rig.load(&rig.one);
+        let before = stamps::progress(&writers).acknowledged;
+        rig.one.node.rpc("replication_do_checkpoint", json!({"group": "g0", "timeout_ms": 20000}));
+        let committed = stamps::progress(&writers).issued;
+        wait_for_progress(&writers, 20);
+        rig.one.node.kill();
+        wait_for_end(&mut writers);
+        let end = stamps::progress(&writers);
+        wait_for_state(&rig.two.node, "primary lost");
+        let answer = chapter.step(&rig);
+        assert!(answer.contains("generation"), "{answer}");
+        let image = rig.two.volume().read_all();
+        let (earliest, latest) =
+            if keep == "latest" { (end.acknowledged, end.issued) } else { (before, committed) };
+        stamps::assert_one_point_in_time(&writers, &image, &earliest, &latest);
+        wait_for_state(&rig.two.node, "standalone");
+        rig.two.volume().write(0, &noise(3, 4096));
+    }
+    chapter.end();
+}
+
+#[test]
 fn loss_of_the_link() {
     let rig = Rig::new();
     let chapter = chapter("Loss of the link");
