@@ -17,6 +17,7 @@ pub const TYPES: &[&str] = &[
     "replication_buffer_overrun",
     "replication_buffer_watermark",
     "replication_checkpoint_failed",
+    "replication_disk_failed",
     "replication_disk_grew",
     "replication_disk_healed",
     "replication_disk_too_small",
@@ -31,6 +32,7 @@ pub const TYPES: &[&str] = &[
     "replication_needs_sync",
     "replication_peer_failed",
     "replication_promoted",
+    "replication_record_failed",
     "replication_resize_failed",
     "replication_resized",
     "replication_rolled_back",
@@ -38,6 +40,11 @@ pub const TYPES: &[&str] = &[
     "replication_sync_failed",
     "replication_sync_finished",
     "replication_sync_started",
+    "replication_verify_difference",
+    "replication_verify_failed",
+    "replication_verify_finished",
+    "replication_verify_started",
+    "replication_verify_stopped",
 ];
 
 /// One event as it goes out.

@@ -526,7 +526,10 @@ fn errno_of(error: GroupError) -> Errno {
         | GroupError::NoPeer => Errno::TIMEDOUT,
         GroupError::LinkLost => Errno::NOTCONN,
         GroupError::Refused => Errno::CONNREFUSED,
-        GroupError::Metadata | GroupError::Unrecoverable(_) | GroupError::Source => Errno::IO,
+        GroupError::Metadata
+        | GroupError::PeerMetadata
+        | GroupError::Unrecoverable(_)
+        | GroupError::Source => Errno::IO,
         GroupError::Inconsistent | GroupError::NoBuffer | GroupError::ViewLost | GroupError::RolledBack => {
             Errno::OPNOTSUPP
         }

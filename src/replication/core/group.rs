@@ -3,7 +3,7 @@
 use super::super::{Epoch, Generation, Lineage, Sequence};
 use super::primary::Session;
 use super::promoted::Keep;
-use super::types::{AckMode, OnLinkLoss};
+use super::types::{AckMode, DiskFailure, OnLinkLoss, PeerRefusal};
 use super::verify_group::VerifyState;
 
 /// The durable record of a group: the only thing that decides after a crash. Generations and epochs in it never fall.
@@ -294,6 +294,11 @@ pub enum GroupError {
     Fenced,
     #[error("the record of the group could not be written: check the file system of its metadata file")]
     Metadata,
+    #[error(
+        "the secondary could not write the record of the group: check the file system of its metadata file. The last \
+         checkpoint stands; make another one when that works"
+    )]
+    PeerMetadata,
     #[error("the originals of epoch {0} were not all kept, it cannot be committed")]
     Unrecoverable(Epoch),
     #[error("the volumes are inconsistent: a full sync into this node has not ended")]
@@ -334,7 +339,12 @@ pub enum GroupEvent {
     StartFailed(GroupError),
     Committed(Epoch),
     CheckpointFailed(GroupError),
-    PeerDiskFailed,
+    /// The peer could not do what it was sent.
+    PeerFailed(PeerRefusal),
+    /// This node's disk failed something.
+    DiskFailed(DiskFailure),
+    /// The secondary could not make a commit durable.
+    PeerRecordFailed,
     Fenced,
     BufferWatermark(u8),
     BufferOverrun(Epoch),

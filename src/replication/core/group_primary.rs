@@ -252,9 +252,6 @@ impl PrimaryGroup {
     /// again; what decides is the secondary's.
     pub fn persisted(&mut self, ok: bool, out: &mut Out) {
         self.persisting = false;
-        if !ok {
-            out.push(GroupOutput::Event(GroupEvent::CheckpointFailed(GroupError::Metadata)));
-        }
         if std::mem::take(&mut self.persist_again) {
             self.persist(out);
         } else {
@@ -462,6 +459,9 @@ impl PrimaryGroup {
             return;
         }
         if let Some(error) = error_of(ended, epoch) {
+            if error == GroupError::PeerMetadata {
+                out.push(GroupOutput::Event(GroupEvent::PeerRecordFailed));
+            }
             return self.step_failed(error, out);
         }
         self.end_step();
@@ -648,9 +648,9 @@ impl PrimaryGroup {
     pub fn event(&mut self, event: StripeEvent, out: &mut Out) {
         match event {
             StripeEvent::PeerFailed(super::types::PeerRefusal::OldGeneration) => self.fenced(out),
-            StripeEvent::PeerFailed(_) => {
+            StripeEvent::PeerFailed(refusal) => {
                 if matches!(self.state, PrimaryState::Running | PrimaryState::Syncing) {
-                    out.push(GroupOutput::Event(GroupEvent::PeerDiskFailed));
+                    out.push(GroupOutput::Event(GroupEvent::PeerFailed(refusal)));
                     self.lose(GroupError::HungDisk(self.epoch), out);
                 }
             }
@@ -668,9 +668,11 @@ impl PrimaryGroup {
             StripeEvent::Differs { round, .. } => self.differs(round),
             StripeEvent::VerifyFinished { round } => self.verified(round, out),
             StripeEvent::VerifyFailed { round, fault } => self.verify_failed(round, fault, out),
+            StripeEvent::DiskFailed(failure) => {
+                out.push(GroupOutput::Event(GroupEvent::DiskFailed(failure)));
+            }
             StripeEvent::CopyFinished
             | StripeEvent::Extended
-            | StripeEvent::LocalWriteFailed(_)
             | StripeEvent::HungDisk(_)
             | StripeEvent::DiskHealed
             | StripeEvent::BufferWatermark(_)
@@ -716,7 +718,7 @@ fn error_of(ended: Ended, epoch: Epoch) -> Option<GroupError> {
         Ended::Ok => None,
         Ended::Timeout | Ended::Disk => Some(GroupError::HungDisk(epoch)),
         Ended::WrongEpoch => Some(GroupError::WrongEpoch(epoch)),
-        Ended::Metadata => Some(GroupError::Metadata),
+        Ended::Metadata => Some(GroupError::PeerMetadata),
         Ended::Unrecoverable => Some(GroupError::Unrecoverable(epoch)),
         Ended::NotRunning => Some(GroupError::WrongState("not following at the peer")),
     }

@@ -7,7 +7,7 @@
 use super::super::{Epoch, Generation, Lineage};
 use super::group::*;
 use super::promoted::Keep;
-use super::types::{PeerRefusal, Standing, StripeEvent};
+use super::types::{DiskFailure, PeerRefusal, Standing, StripeEvent};
 use std::collections::VecDeque;
 
 #[derive(Clone, Copy, Debug)]
@@ -626,13 +626,14 @@ impl SecondaryGroup {
                 // No map says what this disk lacks now, and a restart must not bring the lineage back.
                 (self.record.lineage, self.pending.lineage) = (Lineage(0), Lineage(0));
                 self.disowned = true;
-                return self.note_disowned(out);
+                self.note_disowned(out);
+                GroupEvent::DiskFailed(DiskFailure::Follower(PeerRefusal::DiskWrite))
             }
             StripeEvent::HungDisk(_) => GroupEvent::HungDisk,
             StripeEvent::DiskHealed => GroupEvent::DiskHealed,
             StripeEvent::DrainFailed(_) => GroupEvent::DrainFailed,
+            StripeEvent::DiskFailed(failure) => GroupEvent::DiskFailed(failure),
             StripeEvent::Drained
-            | StripeEvent::LocalWriteFailed(_)
             | StripeEvent::PeerFailed(_)
             | StripeEvent::PeerFlushFailed
             | StripeEvent::CopyFailed(_)

@@ -30,6 +30,11 @@ impl Journaling {
     pub fn begin(&mut self) {
         *self = Journaling { unflushed: true, ..Journaling::default() };
     }
+
+    /// Whether the journal failed a write in this session.
+    pub fn has_failed(&self) -> bool {
+        self.broken
+    }
 }
 
 impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {

@@ -131,7 +131,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             if room == Room::OrWait {
                 return;
             }
-            self.broken.get_or_insert(PeerRefusal::HungDisk);
+            self.break_off(PeerRefusal::HungDisk, out);
             self.answer(id, Answer::Failed(PeerRefusal::HungDisk), out);
             if let Some(Preparing { epoch, .. }) = self.preparing.take() {
                 out.push(SecondaryOutput::Prepared { epoch, result: Err(PeerRefusal::HungDisk) });

@@ -490,7 +490,10 @@ impl<P: Payload> PrimaryStripes<P> {
             return;
         }
         let refusal = match content {
-            None => Refusal::Disk,
+            None => {
+                out.push(PrimaryOutput::Event(StripeEvent::DiskFailed(DiskFailure::Read)));
+                Refusal::Disk
+            }
             Some(content) if !content.equals(compare) => Refusal::Miscompare,
             Some(_) => return self.launch(id, out),
         };
@@ -556,9 +559,12 @@ impl<P: Payload> PrimaryStripes<P> {
         }
         let range = op.range();
         op.local = if ok { Local::Done } else { Local::Failed };
-        if !ok && range.blocks > 0 {
-            self.dirty.mark(range);
-            out.push(PrimaryOutput::Event(StripeEvent::LocalWriteFailed(range)));
+        if !ok {
+            if range.blocks > 0 {
+                self.dirty.mark(range);
+            }
+            let failure = if range.blocks > 0 { DiskFailure::Write } else { DiskFailure::Flush };
+            out.push(PrimaryOutput::Event(StripeEvent::DiskFailed(failure)));
         }
         self.unlock(id, out);
         self.settle(id, out);

@@ -681,11 +681,24 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// The machine stops applying: going on past a lost write would tear the order that `latest` promises.
     pub(super) fn fail(&mut self, id: OpId, refusal: PeerRefusal, out: &mut Vec<SecondaryOutput<P>>) {
-        self.broken.get_or_insert(refusal);
+        self.break_off(refusal, out);
         self.answer(id, Answer::Failed(refusal), out);
         self.forget(id, out);
         if let Some(Preparing { epoch, .. }) = self.preparing.take() {
             out.push(SecondaryOutput::Prepared { epoch, result: Err(refusal) });
+        }
+    }
+
+    /// Nothing more is applied in this session.
+    pub(super) fn break_off(&mut self, refusal: PeerRefusal, out: &mut Vec<SecondaryOutput<P>>) {
+        if self.broken.is_some() {
+            return;
+        }
+        self.broken = Some(refusal);
+        // Of a journal that failed it was said already.
+        if !self.journaling.has_failed() {
+            let failure = DiskFailure::Follower(refusal);
+            out.push(SecondaryOutput::Event(StripeEvent::DiskFailed(failure)));
         }
     }
 
@@ -775,7 +788,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 self.barriers.swap_remove(at);
                 let answer = if ok { Answer::Applied } else { Answer::Failed(PeerRefusal::DiskWrite) };
                 if !ok {
-                    self.broken.get_or_insert(PeerRefusal::DiskWrite);
+                    self.break_off(PeerRefusal::DiskWrite, out);
                 }
                 let Barrier { lane, sequence, .. } = barrier;
                 out.push(SecondaryOutput::Answer { lane, sequence, answer });

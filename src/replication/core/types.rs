@@ -289,11 +289,35 @@ pub enum PeerRefusal {
     Broken,
 }
 
+/// What this node's disk failed, and what becomes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiskFailure {
+    #[error(
+        "this node's disk failed a write: its host has the error, the block is marked, and what either disk has of it may \
+         differ. Make the disk work, then stop and start the replication; or fail over to the secondary"
+    )]
+    Write,
+    #[error(
+        "this node's disk failed a flush: its host has the error, and what the disk acknowledged before may be gone. Fail \
+         over to the secondary, or compare the disks with replication_verify_start"
+    )]
+    Flush,
+    #[error(
+        "this node's disk failed a read: its host has the error. Make the disk work, or fail over to the secondary"
+    )]
+    Read,
+    /// Of a secondary.
+    #[error(
+        "{0}; nothing is applied until the next session: make the disk work, the primary tries again by itself"
+    )]
+    Follower(PeerRefusal),
+}
+
 /// What a stripe machine has to tell beside its replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StripeEvent {
-    /// The local disk failed a write that may have reached the peer: the range is dirty.
-    LocalWriteFailed(Range),
+    /// The local disk failed something. A range that the disks may differ in is dirty.
+    DiskFailed(DiskFailure),
     /// The peer failed a write: the range is dirty and the peer no longer follows.
     PeerFailed(PeerRefusal),
     /// The peer's disk failed a flush: what it acknowledged before may be gone, and nobody knows what of it.

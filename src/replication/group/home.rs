@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 use uuid::Uuid;
 
 use super::dial::Dial;
+use super::faults::{Fault, Faults};
 use super::options::*;
 use super::verify::VerifyReport;
 use super::{HOME, orders};
@@ -147,7 +148,9 @@ pub(super) struct Home {
     pub control: RefCell<Option<Rc<Connection>>>,
     pub dial: Dial,
     pub listener: RefCell<Option<Rc<Listener>>>,
+    /// What is wrong with the link to the peer.
     pub error: RefCell<Option<String>>,
+    pub faults: RefCell<Faults>,
     pub verify: VerifyReport,
     heartbeats: Cell<u64>,
     /// When the copy that runs began.
@@ -180,6 +183,7 @@ impl Home {
             dial: Dial::default(),
             listener: RefCell::default(),
             error: RefCell::default(),
+            faults: RefCell::default(),
             verify: VerifyReport::default(),
             heartbeats: Cell::new(0),
             syncing_since_ns: Cell::new(0),
@@ -267,6 +271,7 @@ impl Home {
         if promoted {
             self.fixed.bdevs.iter().for_each(|bdev| bdev.set_access(Access::Optimized));
             self.error.take();
+            self.faults.borrow_mut().clear_all();
             self.fixed.tell("replication_promoted", "this node serves the volumes now");
         }
         let Some(waiting) = self.commands.borrow_mut().remove(&command) else { return };
@@ -341,48 +346,62 @@ impl Home {
                 );
             }
             GroupEvent::CheckpointFailed(error) => failed("replication_checkpoint_failed", error.to_string()),
-            GroupEvent::PeerDiskFailed => {
-                failed("replication_peer_failed", "the secondary's disk failed a write".to_string());
+            GroupEvent::PeerFailed(refusal) => self.fault(
+                Fault::Disk,
+                "replication_peer_failed",
+                format!("{refusal}; the volumes come in step by themselves when it works again"),
+            ),
+            GroupEvent::DiskFailed(failure) => {
+                self.fault(Fault::Disk, "replication_disk_failed", failure.to_string());
             }
+            GroupEvent::PeerRecordFailed => self.fault(
+                Fault::Checkpoint,
+                "replication_checkpoint_failed",
+                GroupError::PeerMetadata.to_string(),
+            ),
             GroupEvent::Fenced => {
                 self.fixed.bdevs.iter().for_each(|bdev| bdev.set_access(Access::Inaccessible));
                 failed("replication_fenced", GroupError::Fenced.to_string());
             }
-            GroupEvent::BufferOverrun(epoch) => failed(
+            GroupEvent::BufferOverrun(epoch) => self.fault(
+                Fault::Checkpoint,
                 "replication_buffer_overrun",
                 format!(
                     "the disk buffer is full: originals through epoch {epoch} were given up, checkpoint soon"
                 ),
             ),
-            GroupEvent::JournalOverrun(epoch) => failed(
+            GroupEvent::JournalOverrun(epoch) => self.fault(
+                Fault::Checkpoint,
                 "replication_journal_overrun",
                 format!(
                     "the journal is full: a loss of power leaves no way back until epoch {epoch} is committed, checkpoint \
                      soon"
                 ),
             ),
-            GroupEvent::JournalFailed => failed(
+            GroupEvent::JournalFailed => self.fault(
+                Fault::Disk,
                 "replication_journal_failed",
                 "the journal failed a write: nothing is applied any more; make its disk work, or give another one, then \
                  start again"
                     .to_string(),
             ),
-            GroupEvent::HungDisk => failed(
+            GroupEvent::HungDisk => self.fault(
+                Fault::Disk,
                 "replication_hung_disk",
                 "hung disk: the secondary's disk does not answer, writes are held in memory".to_string(),
             ),
-            GroupEvent::DrainFailed => {
-                failed(
-                    "replication_drain_failed",
-                    "a write of held data to the disk failed; it is retried".into(),
-                );
-            }
+            GroupEvent::DrainFailed => self.fault(
+                Fault::Disk,
+                "replication_drain_failed",
+                "a write of held data to this node's disk failed; it is retried: make the disk work".to_string(),
+            ),
             GroupEvent::SyncStarted => {
                 self.syncing_since_ns.set(clock::now());
                 self.fixed.tell("replication_sync_started", "the volumes are being copied")
             }
             GroupEvent::SyncFinished => {
                 self.error.take();
+                self.faults.borrow_mut().clear_all();
                 self.dial.settled();
                 self.fixed.tell("replication_sync_finished", "the volumes are in step");
             }
@@ -394,17 +413,28 @@ impl Home {
                 self.fixed.tell("replication_journal_watermark", format!("the journal is {percent} % full"));
             }
             GroupEvent::DiskHealed => {
-                self.error.take();
+                self.faults.borrow_mut().clear(Fault::Disk);
                 self.fixed.tell("replication_disk_healed", "everything held in memory is on the disk");
             }
-            GroupEvent::Drained => self.fixed.tell("replication_drained", "the disk buffer is on the disk"),
-            GroupEvent::Committed(_) => {}
+            GroupEvent::Drained => {
+                self.faults.borrow_mut().clear(Fault::Disk);
+                self.fixed.tell("replication_drained", "the disk buffer is on the disk");
+            }
+            GroupEvent::Committed(_) => self.faults.borrow_mut().clear(Fault::Checkpoint),
             GroupEvent::VerifyStarted => self.verify_started(),
             GroupEvent::VerifyEnded(how) => self.verify_ended(how),
             GroupEvent::DiskGrew { .. }
             | GroupEvent::DiskTooSmall { .. }
             | GroupEvent::GrowthFailed { .. }
             | GroupEvent::GrowthHung { .. } => self.size_event(event),
+        }
+    }
+
+    /// Something failed that stays in sight until it has healed; told once.
+    fn fault(&self, kind: Fault, event: &'static str, text: String) {
+        if self.faults.borrow_mut().set(kind, &text) {
+            tracing::warn!("group `{}`: {text}", self.fixed.name);
+            self.fixed.tell(event, text);
         }
     }
 
@@ -596,10 +626,14 @@ impl Home {
 
 impl WriterOwner for Home {
     fn record_written(self: Rc<Self>, _tag: u64, result: Result<(), std::io::Error>) {
-        if let Err(error) = &result {
-            tracing::error!("group `{}`: its record could not be written: {error}", self.fixed.name);
-        }
         let ok = result.is_ok();
+        match result {
+            Ok(()) => self.faults.borrow_mut().clear(Fault::Record),
+            Err(error) => {
+                let text = format!("{} ({error})", GroupError::Metadata);
+                self.fault(Fault::Record, "replication_record_failed", text);
+            }
+        }
         self.primary(|group, out| group.persisted(ok, out));
         self.secondary(|group, out| group.persisted(ok, out));
     }

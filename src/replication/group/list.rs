@@ -538,7 +538,7 @@ impl Groups {
             .call_all(SOON, move || shard_of(serial).map(|shard| shard.usage()).unwrap_or_default())?;
         let at_home = move || {
             let home = home_of(serial)?;
-            let error = home.error.borrow().clone();
+            let error = home.faults.borrow().with(home.error.borrow().clone());
             let control = home.control.borrow();
             let sent = control.as_ref().map_or(0, |control| control.sent_bytes());
             let (state, promoted, newest, back) = match &*home.machine.borrow() {

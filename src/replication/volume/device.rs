@@ -247,6 +247,9 @@ impl IoOwner for VolumeChannel {
         let parent = self.parents.borrow_mut().try_remove(child.tag as usize);
         let result = child.result;
         child.recycle();
+        if result.is_err_and(|error| error != IoError::Aborted) {
+            owner::read_failed(&self.shared);
+        }
         if let Some(parent) = parent {
             parent.io.complete(result);
         }

@@ -17,7 +17,8 @@ use crate::bdev::{Channel, Io, IoError, IoOwner, Op};
 use crate::env::SgList;
 use crate::reactor;
 use crate::replication::core::{
-    Command, Data, OpId, PrimaryOutput, PrimaryStripes, Range, Refusal, SecondaryOutput, SecondaryStripes,
+    Command, Data, DiskFailure, OpId, PrimaryOutput, PrimaryStripes, Range, Refusal, SecondaryOutput,
+    SecondaryStripes, StripeEvent,
 };
 
 /// Largest single buffer of a read that the machines ask for; a stripe's worth is several.
@@ -100,6 +101,14 @@ pub(super) fn read_path(volume: &VolumeShared) -> Result<ReadPath, IoError> {
         },
         None => Err(IoError::Inaccessible),
     })
+}
+
+/// The disk below a primary failed a host's read.
+pub(super) fn read_failed(volume: &VolumeShared) {
+    let owner = OWNERS.with(|o| o.borrow().get(&volume.serial).cloned());
+    if let Some((owner, shard)) = owner.and_then(|owner| owner.shard.upgrade().map(|shard| (owner, shard))) {
+        shard.event(owner.index, StripeEvent::DiskFailed(DiskFailure::Read));
+    }
 }
 
 /// A host's piece for the stripes of the calling reactor.
