@@ -6,6 +6,7 @@
 
 use super::super::{Epoch, Generation, Lineage};
 use super::group::*;
+use super::mutation::{Mutation, active};
 use super::promoted::Keep;
 use super::types::{DiskFailure, PeerRefusal, Standing, StripeEvent};
 use std::collections::VecDeque;
@@ -274,7 +275,7 @@ impl SecondaryGroup {
         let same_size = sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes == here.volume_bytes);
         let kept = sync == SyncMode::Changed && same_size && self.has_view();
         let committed = if sync == SyncMode::Changed { self.record.committed } else { Epoch(epoch.0 - 1) };
-        let inconsistent = sync != SyncMode::None;
+        let inconsistent = sync != SyncMode::None && !active(Mutation::ConsistentBeforeSynced);
         // What the disks hold now may not be durable; the first checkpoint makes it so.
         let record =
             GroupRecord { committed, newest: epoch, inconsistent, lineage, journaled: false, ..self.record };
@@ -342,6 +343,9 @@ impl SecondaryGroup {
         let inconsistent = self.record.inconsistent && !synced;
         let journaled = standing == Some(Standing::Durable);
         let record = GroupRecord { committed: epoch, inconsistent, journaled, ..self.record };
+        if active(Mutation::CommitBeforeRecord) {
+            out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Ok }));
+        }
         self.persist(record, Persisting::Commit { epoch }, out);
     }
 
@@ -552,7 +556,8 @@ impl SecondaryGroup {
             return reply(out, command, Err(error));
         }
         self.state = SecondaryState::Fencing;
-        let generation = Generation(self.record.generation.0 + 1);
+        let raised = u64::from(!active(Mutation::GenerationNotRaised));
+        let generation = Generation(self.record.generation.0 + raised);
         // Until the buffer is on the disk, the disk alone is neither the old state nor the promised one.
         let inconsistent = keep != Keep::Latest;
         let record =

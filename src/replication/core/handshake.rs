@@ -5,6 +5,7 @@
 //! until it exists a session begins with `full`, or with `none` on the caller's word.
 
 use super::super::Generation;
+use super::mutation::{Mutation, active};
 use uuid::Uuid;
 
 /// What a node says of one volume.
@@ -57,7 +58,7 @@ pub fn judge(me: &Claim, peer: &Claim) -> Result<(), Mismatch> {
     if me.group != peer.group {
         return Err(Mismatch::Group(me.group_name.clone(), peer.group_name.clone()));
     }
-    if peer.is_primary && peer.generation < me.generation {
+    if peer.is_primary && peer.generation < me.generation && !active(Mutation::GenerationIgnored) {
         return Err(Mismatch::OldGeneration(me.generation, peer.generation));
     }
     if me.is_primary == peer.is_primary {

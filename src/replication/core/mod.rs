@@ -37,6 +37,8 @@ mod handshake;
 mod journaling;
 mod lane;
 mod maps;
+#[doc(hidden)]
+pub mod mutation;
 mod pinning;
 mod primary;
 mod promoted;

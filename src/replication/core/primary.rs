@@ -9,6 +9,7 @@
 
 use super::super::{Epoch, Generation};
 use super::dirty::DirtyMap;
+use super::mutation::{Mutation, active};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
 use super::types::*;
@@ -297,8 +298,8 @@ impl<P: Payload> PrimaryStripes<P> {
         self.lag_bytes
     }
 
-    #[cfg(test)]
-    pub(super) fn token_of(&self, id: OpId) -> Token {
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn token_of(&self, id: OpId) -> Token {
         self.ops.get(id).map_or(0, |op| op.token)
     }
 
@@ -360,7 +361,7 @@ impl<P: Payload> PrimaryStripes<P> {
     fn enter(&mut self, op: Op<P>, out: &mut Vec<PrimaryOutput<P>>) -> OpId {
         let range = op.range();
         let id = self.ops.insert(op);
-        if range.blocks == 0 {
+        if range.blocks == 0 || active(Mutation::NoLockAtPrimary) {
             self.granted(id, out);
             return id;
         }
@@ -438,6 +439,7 @@ impl<P: Payload> PrimaryStripes<P> {
         let Some(op) = self.ops.get_mut(id) else { return };
         let (generation, preserve) = match self.link {
             Link::Up { generation, preserve } => (generation, preserve),
+            Link::Down { .. } if active(Mutation::ForgetDirtyAlone) => return,
             Link::Down { .. } => {
                 return self.mark_lacking(id);
             }
@@ -558,6 +560,7 @@ impl<P: Payload> PrimaryStripes<P> {
             return;
         }
         let range = op.range();
+        let ok = ok || active(Mutation::AckLocalErrors);
         op.local = if ok { Local::Done } else { Local::Failed };
         if !ok {
             if range.blocks > 0 {
@@ -607,10 +610,10 @@ impl<P: Payload> PrimaryStripes<P> {
             (Local::Failed, _) => Some(Err(Refusal::Disk)),
             (Local::Done, Peer::NotSent | Peer::Applied) => Some(Ok(())),
             (Local::Done, Peer::Sent { unreceived, .. }) => match self.config.ack {
-                AckMode::Applied => None,
-                AckMode::Received if unreceived > 0 => None,
-                AckMode::Local | AckMode::Received if !behind => Some(Ok(())),
-                AckMode::Local | AckMode::Received => {
+                AckMode::Applied if unreceived > 0 || !active(Mutation::AckAppliedOnReceipt) => None,
+                AckMode::Received if unreceived > 0 && !active(Mutation::AckReceivedAtOnce) => None,
+                _ if !behind => Some(Ok(())),
+                _ => {
                     if !op.replied && !std::mem::replace(&mut op.held_back, true) {
                         self.lagging.push_back(id);
                     }
@@ -828,7 +831,9 @@ impl<P: Payload> PrimaryStripes<P> {
             if let Some(op) = self.ops.get_mut(id) {
                 (op.peer, op.held_back) = (Peer::Lost, false);
             }
-            self.mark_lacking(id);
+            if !active(Mutation::ForgetDirtyOnLoss) {
+                self.mark_lacking(id);
+            }
         }
         for id in lost {
             self.settle(id, out);
@@ -838,7 +843,7 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// Stop launching: the first step of a cut. Disks and links go on.
     pub fn freeze(&mut self) {
-        if self.gate == Gate::Open {
+        if self.gate == Gate::Open && !active(Mutation::NeverFreeze) {
             self.gate = Gate::Frozen;
         }
     }
@@ -863,6 +868,9 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// A newer generation took over: nothing is acknowledged any more.
     pub fn fence(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        if active(Mutation::FenceIgnored) {
+            return self.link_down(out);
+        }
         self.gate = Gate::Fenced;
         self.link_down(out);
         self.settle_all(out);
@@ -925,7 +933,7 @@ impl<P: Payload> PrimaryStripes<P> {
     fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         while let Copying::Running { cursor, in_flight, scope } = self.copying {
             let Some(range) = self.next_copy(cursor, scope) else {
-                if in_flight == 0 {
+                if in_flight == 0 || active(Mutation::CopyEndsEarly) {
                     self.copying = Copying::Idle;
                     out.push(PrimaryOutput::Event(match scope {
                         Scope::Marked => StripeEvent::CopyFinished,
@@ -969,6 +977,7 @@ impl<P: Payload> PrimaryStripes<P> {
     /// The next piece at or after `cursor` in a stripe that this machine owns.
     fn next_copy(&self, cursor: u64, scope: Scope) -> Option<Range> {
         match scope {
+            Scope::Marked if active(Mutation::CopySkipsPieces) && cursor > 0 => None,
             Scope::Marked => self.dirty.next(cursor, COPY_BYTES / self.config.geometry.block_bytes),
             Scope::Behind { end } => self.next_owned(cursor, end, COPY_BYTES),
         }

@@ -6,6 +6,7 @@
 
 use super::super::{Epoch, Generation};
 use super::maps::GranuleMaps;
+use super::mutation::{Mutation, active};
 use super::secondary::{Forwarded, Held, Op, Role, SecondaryOutput, SecondaryStripes, Stage};
 use super::table::OpId;
 use super::types::*;
@@ -81,7 +82,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// until it gives them back, and their originals drain over them.
     fn roll_back(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
         let committed = self.committed;
-        let late = |write: &Forwarded<P>| !write.belongs_to(committed);
+        let late =
+            |write: &Forwarded<P>| !write.belongs_to(committed) && !active(Mutation::RollBackKeepsWaiting);
         let mut waiting = SmallVec::<[OpId; 16]>::new();
         let mut unpin = SmallVec::<[(OpId, u64, u64); 16]>::new();
         self.ops.for_each_mut(|id, op| {

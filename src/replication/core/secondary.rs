@@ -10,6 +10,7 @@ use super::dirty::DirtyMap;
 use super::group::Originals;
 use super::journaling::Journaling;
 use super::maps::{BufferFull, GranuleMaps};
+use super::mutation::{Mutation, active};
 use super::pinning::{Progress, Room};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
@@ -299,6 +300,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.ops.len()
     }
 
+    /// Writes that are held in memory as the content of the disk.
+    pub fn held(&self) -> usize {
+        self.pins.len()
+    }
+
     /// Why this machine no longer follows, if so.
     pub fn broken(&self) -> Option<PeerRefusal> {
         self.broken
@@ -387,7 +393,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         out: &mut Vec<SecondaryOutput<P>>,
     ) {
         let refusal = match &forward.body {
-            _ if self.role != Role::Follower || forward.generation < self.generation => {
+            _ if !active(Mutation::GenerationIgnored)
+                && (self.role != Role::Follower || forward.generation < self.generation) =>
+            {
                 Some(PeerRefusal::OldGeneration)
             }
             _ if forward.epoch <= self.committed => Some(PeerRefusal::Protocol),
@@ -431,7 +439,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 if let Some(write) = self.forwarded_mut(id) {
                     write.lock = Some(lock);
                 }
-                if held {
+                if held || active(Mutation::NoLockAtSecondary) {
                     self.start(id, out);
                 }
             }
@@ -463,7 +471,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// Whether originals of this epoch are to be kept.
     pub(super) fn preserves(&self, epoch: Epoch) -> bool {
-        self.role == Role::Follower && epoch > self.committed && epoch > self.lost_through
+        let wanted = self.role == Role::Follower && epoch > self.committed && epoch > self.lost_through;
+        wanted && !active(Mutation::SkipPreserve)
     }
 
     /// The write holds its range: preserve what its epoch lacks, or write at once.
@@ -537,10 +546,16 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     pub(super) fn submit_write(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let tick = self.tick;
         let Some(write) = self.forwarded_mut(id) else { return };
+        if active(Mutation::DropZeroes) && matches!(write.data, Data::Zeroes) {
+            return self.forget_applied(id, out);
+        }
         write.stage = Stage::Writing;
         write.started = tick;
         let (range, fua, data) = (write.range, write.fua, write.data.clone());
         out.push(SecondaryOutput::SubmitWrite { op: id, range, data, fua });
+        if active(Mutation::AnswerBeforeWrite) {
+            self.answer(id, Answer::Applied, out);
+        }
     }
 
     /// Originals were read; `None` when reading failed.
@@ -603,6 +618,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 
     fn keep(&mut self, epoch: Epoch, range: Range, content: &P, out: &mut Vec<SecondaryOutput<P>>) {
+        let epoch = if active(Mutation::PreserveForLaterEpoch) { epoch.next() } else { epoch };
         for granule in self.config.geometry.granules(range) {
             if !self.preserves(epoch) {
                 return;
@@ -651,7 +667,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             Some(Op::Forwarded(write)) if write.stage == Stage::Writing => {
                 self.progress.note_end(self.tick, write.started);
                 self.journaling.unflushed = true;
-                let kept = !matches!(role, Role::Promoted { visible } if !write.belongs_to(visible));
+                let kept = !matches!(role, Role::Promoted { visible } if !write.belongs_to(visible))
+                    && !active(Mutation::RetryForgotten);
                 match (ok, write.answered) {
                     (true, _) => {
                         if write.behind {
@@ -807,6 +824,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             return out.push(SecondaryOutput::Prepared { epoch, result: Err(refusal) });
         }
         let unanswered = self.ops.iter().filter(|(_, op)| is_unanswered(op, Some(epoch))).count() as u32;
+        if active(Mutation::DropOnPrepare) {
+            self.maps.drop_through(epoch);
+        }
         if unanswered == 0 {
             self.preparing = None;
             self.all_accounted(epoch, out);
@@ -839,6 +859,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// The epoch goes on: its number is burned, its layer stays.
     pub fn abort(&mut self) {
+        if active(Mutation::AbortDropsLayers) {
+            self.maps.drop_through(self.committed.next());
+        }
         self.preparing = None;
         self.cancel_flush();
     }

@@ -6,6 +6,7 @@
 
 use super::super::Epoch;
 use super::maps::GranuleMaps;
+use super::mutation::{Mutation, active};
 use super::range_lock::LockId;
 use super::secondary::{Op, Role, SecondaryOutput, SecondaryStripes};
 use super::table::OpId;
@@ -197,7 +198,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     fn have_read(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Own(own)) = self.ops.get_mut(id) else { return };
         let OwnStage::Reading { failed, changes, .. } = own.stage else { return };
-        if changes != self.changes {
+        if changes != self.changes && !active(Mutation::ReadIgnoresChanges) {
             return self.read_again(id, out);
         }
         if failed {
@@ -210,6 +211,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         };
         for granule in geometry.granules(range) {
             let Some(piece) = geometry.granule_range(granule).intersection(range) else { continue };
+            if active(Mutation::NoSecondLook) {
+                continue;
+            }
             if self.maps.view_contains(granule) {
                 self.maps.view_read(piece, &mut taken, (piece.lba - range.lba) as u32);
             } else {
@@ -270,6 +274,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// Puts pinned writes that belong to the view over what was read from the disk.
     fn patch(&self, range: Range, into: &mut P, at: u32) {
+        if active(Mutation::ForgetPins) {
+            return;
+        }
         for &(_, id) in &self.pins {
             let Some(Op::Forwarded(write)) = self.ops.get(id) else { continue };
             if let Some(piece) = write.range.intersection(range).filter(|_| write.belongs_to(self.visible()))

@@ -3,6 +3,7 @@
 use super::payload::Blocks;
 use crate::replication::Epoch;
 use crate::replication::buffer::{BufferError, BufferUsage, Content, DiskBuffer, Fill, Granule, OverlayData};
+use crate::replication::core::mutation::{Mutation, active};
 use crate::replication::core::{BufferFull, Data, GranuleMaps, Range};
 
 /// Chunks of dropped layers that go back to the pool in one step: a few microseconds.
@@ -126,7 +127,9 @@ impl GranuleMaps<Blocks> for Maps {
     fn drop_through(&mut self, epoch: Epoch) {
         self.dropped = self.dropped.max(epoch);
         self.buffer.drop_through(epoch);
-        self.buffer.drop_overlay();
+        if !active(Mutation::CommitKeepsOverlay) {
+            self.buffer.drop_overlay();
+        }
     }
 
     fn drop_overlay(&mut self) {
