@@ -381,6 +381,18 @@ impl World {
             ToStripes::LoseThrough(epoch) => {
                 self.secondaries(here, |machine, out| machine.lose_through(epoch, out));
             }
+            ToStripes::Hold { keep, generation } => {
+                let committed = self.memory(B).record().committed;
+                self.make_secondary(here, generation, committed);
+                let mut ok = true;
+                for machine in &mut self.reactor(B, here).machines {
+                    if let Machine::Secondary(machine) = machine {
+                        ok &= machine.hold_promise(keep);
+                    }
+                }
+                self.call(B, here, 0, Call::Done(ok));
+            }
+            ToStripes::Release => self.secondaries(here, |machine, _| machine.release_promise()),
             ToStripes::Promote { keep, generation } => {
                 let committed = self.memory(B).record().committed;
                 self.make_secondary(here, generation, committed);

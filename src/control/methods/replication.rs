@@ -521,6 +521,7 @@ fn errno_of(error: GroupError) -> Errno {
         GroupError::HungPeer(_)
         | GroupError::HungLink(_)
         | GroupError::HungReactor(_)
+        | GroupError::HungNode
         | GroupError::HungDisk(_)
         | GroupError::OutcomeUnknown(_)
         | GroupError::NoPeer => Errno::TIMEDOUT,

@@ -207,7 +207,14 @@ pub enum ToStripes {
     },
     Abort,
     LoseThrough(Epoch),
-    /// Answered by `done` or `refused`, and later by `drained`.
+    /// A failover is about to become durable: from here on nothing gives up what it promises. Answered by `done`.
+    Hold {
+        keep: Keep,
+        generation: Generation,
+    },
+    /// The failover did not come about.
+    Release,
+    /// Answered by `done`, and later by `drained`.
     Promote {
         keep: Keep,
         generation: Generation,
@@ -275,6 +282,8 @@ pub enum GroupError {
     HungLink(Epoch),
     #[error("a reactor of this node did not stop for the cut of epoch {0} in time")]
     HungReactor(Epoch),
+    #[error("a reactor of this node did not answer in time; nothing was changed: try again")]
+    HungNode,
     #[error("hung disk: a disk of the secondary failed or did not take epoch {0} in time")]
     HungDisk(Epoch),
     #[error(

@@ -81,11 +81,39 @@ pub(super) enum Persisting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spreading {
     Nothing,
-    Begin { epoch: Epoch, sync: SyncMode, left: u16 },
-    Commit { epoch: Epoch, left: u16 },
-    Promotion { command: u64, left: u16, refused: bool },
-    Extend { volume: u16, bytes: u64, left: u16, refused: bool },
-    Resize { volume: u16, left: u16 },
+    Begin {
+        epoch: Epoch,
+        sync: SyncMode,
+        left: u16,
+    },
+    Commit {
+        epoch: Epoch,
+        left: u16,
+    },
+    /// Before a failover becomes durable every machine makes sure of what it promises. `late`: its caller was told that
+    /// it failed.
+    Hold {
+        keep: Keep,
+        command: u64,
+        left: u16,
+        refused: bool,
+        late: bool,
+    },
+    Promotion {
+        command: u64,
+        left: u16,
+        refused: bool,
+    },
+    Extend {
+        volume: u16,
+        bytes: u64,
+        left: u16,
+        refused: bool,
+    },
+    Resize {
+        volume: u16,
+        left: u16,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -413,8 +441,7 @@ impl SecondaryGroup {
                 out.push(GroupOutput::ToStripes(ToStripes::Promote { keep, generation }));
             }
             (Persisting::Promotion { command, .. }, false) => {
-                self.state = SecondaryState::PrimaryLost;
-                self.timers.cancel(Timer::Deadline);
+                self.stay(out);
                 reply(out, command, Err(GroupError::Metadata));
             }
         }
@@ -454,7 +481,9 @@ impl SecondaryGroup {
                     return;
                 }
             }
-            Spreading::Promotion { left, refused, .. } | Spreading::Extend { left, refused, .. } => {
+            Spreading::Hold { left, refused, .. }
+            | Spreading::Promotion { left, refused, .. }
+            | Spreading::Extend { left, refused, .. } => {
                 *left = left.saturating_sub(1);
                 *refused |= !ok;
                 if *left > 0 {
@@ -494,6 +523,15 @@ impl SecondaryGroup {
                 self.answer(Control::Extend { volume, bytes }, out);
             }
             Spreading::Resize { volume, .. } => self.resized(volume, out),
+            Spreading::Hold { keep, command, refused: false, late: false, .. } => {
+                self.record_promotion(keep, command, out);
+            }
+            Spreading::Hold { command, late, .. } => {
+                self.stay(out);
+                if !late {
+                    reply(out, command, Err(GroupError::ViewLost));
+                }
+            }
             Spreading::Promotion { command, refused: true, .. } => {
                 self.state = SecondaryState::PrimaryLost;
                 self.timers.cancel(Timer::Deadline);
@@ -550,12 +588,26 @@ impl SecondaryGroup {
         let Some((command, keep)) = self.failovers.pop_front() else { return };
         // A begin that was under way may have changed what there is to keep.
         if let Some(error) = self.cannot_keep(keep) {
-            self.state =
-                if self.record.inconsistent { SecondaryState::Syncing } else { SecondaryState::PrimaryLost };
-            self.timers.cancel(Timer::Deadline);
+            self.stay(out);
             return reply(out, command, Err(error));
         }
         self.state = SecondaryState::Fencing;
+        let left = self.config.reactors;
+        self.spreading = Spreading::Hold { keep, command, left, refused: false, late: false };
+        let generation = self.record.generation;
+        out.push(GroupOutput::ToStripes(ToStripes::Hold { keep, generation }));
+    }
+
+    /// A failover did not come about.
+    fn stay(&mut self, out: &mut Out) {
+        self.state =
+            if self.record.inconsistent { SecondaryState::Syncing } else { SecondaryState::PrimaryLost };
+        self.timers.cancel(Timer::Deadline);
+        out.push(GroupOutput::ToStripes(ToStripes::Release));
+    }
+
+    /// Every machine keeps what the failover promises.
+    fn record_promotion(&mut self, keep: Keep, command: u64, out: &mut Out) {
         let raised = u64::from(!active(Mutation::GenerationNotRaised));
         let generation = Generation(self.record.generation.0 + raised);
         // Until the buffer is on the disk, the disk alone is neither the old state nor the promised one.
@@ -578,8 +630,11 @@ impl SecondaryGroup {
                 self.note_disowned(out);
             }
             (Timer::Deadline, _) if self.state == SecondaryState::Fencing => {
-                // Only the record can hang here; when it ends after all, the promotion is carried out.
-                if let Persisting::Promotion { command, .. } = self.persisting {
+                // When the record is written after all, the promotion is carried out.
+                if let Spreading::Hold { command, late, .. } = &mut self.spreading {
+                    *late = true;
+                    reply(out, *command, Err(GroupError::HungNode));
+                } else if let Persisting::Promotion { command, .. } = self.persisting {
                     reply(out, command, Err(GroupError::Metadata));
                 } else if let Some((command, _)) = self.failovers.pop_front() {
                     self.state = SecondaryState::PrimaryLost;

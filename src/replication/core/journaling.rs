@@ -104,7 +104,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 self.secure(id, out);
             }
             Stage::Preserving { .. } | Stage::Abandoned { .. } => self.preserved(id, true, out),
-            Stage::Waiting | Stage::Writing | Stage::Retrying => {}
+            Stage::Waiting | Stage::Withheld | Stage::Writing | Stage::Retrying => {}
         }
     }
 

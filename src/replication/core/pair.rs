@@ -622,6 +622,8 @@ impl Pair {
             ToStripes::LoseThrough(epoch) => {
                 self.with_secondary(reactor, |machine, out| machine.lose_through(epoch, out));
             }
+            ToStripes::Hold { keep, .. } => ok = Some(self.secondary[reactor].hold_promise(keep)),
+            ToStripes::Release => self.secondary[reactor].release_promise(),
             ToStripes::Promote { keep, generation } => {
                 let mut result = Ok(());
                 self.with_secondary(reactor, |machine, out| result = machine.promote(keep, generation, out));

@@ -371,3 +371,39 @@ fn a_peer_that_is_silent_costs_a_deadline_and_an_error_that_names_it() {
         assert_eq!(pair.primary_group.open_epoch(), Epoch(2), "its number is burned");
     }
 }
+
+#[test]
+fn a_failover_for_which_the_buffer_runs_full_is_refused_before_anything_is_durable() {
+    let (mut refused, mut done) = (0, 0);
+    for seed in 0..SEEDS * 4 {
+        let mut pair = running(seed, AckMode::Applied, 8);
+        let generation = pair.secondary_group.record().generation;
+        load(&mut pair, 12);
+        let steps = pair.rng.below(60);
+        pair.run(steps);
+        pair.kill_primary();
+        let committed = pair.secondary_group.record().committed;
+        let keep = if seed % 2 == 0 { Keep::Checkpoint } else { Keep::Overlay };
+        pair.with_secondary_group(|group, out| group.failover(9, keep, out));
+        pair.settle();
+        if pair.replies[&9].is_ok() {
+            done += 1;
+            assert_eq!(pair.secondary_group.state(), SecondaryState::Standalone, "seed {seed}");
+            let expected = match keep {
+                Keep::Overlay => pair.content_with_own(committed),
+                _ => pair.content_at(committed),
+            };
+            assert_eq!(pair.secondary_disk.0, expected, "seed {seed}");
+            continue;
+        }
+        refused += 1;
+        let record = pair.secondary_group.record();
+        assert!(!record.promoted && record.generation == generation, "seed {seed}: {record:?}");
+        pair.with_secondary_group(|group, out| group.failover(10, Keep::Latest, out));
+        pair.tick();
+        pair.settle();
+        assert!(pair.replies[&10].is_ok(), "seed {seed}: {:?}", pair.replies[&10]);
+        assert_eq!(pair.secondary_group.state(), SecondaryState::Standalone, "seed {seed}");
+    }
+    assert!(refused > 0 && done > 0, "both happen: {refused} and {done}");
+}

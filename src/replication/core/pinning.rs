@@ -66,6 +66,8 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
         let mut hung = SmallVec::<[(OpId, Lane, Sequence); 4]>::new();
         let mut retry = SmallVec::<[OpId; 4]>::new();
+        let mut again = SmallVec::<[OpId; 4]>::new();
+        let promising = self.promising;
         for (id, op) in self.ops.iter() {
             match op {
                 Op::Barrier(barrier) if is_hung(barrier.since) => {
@@ -74,6 +76,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Op::Forwarded(write) if write.stage == Stage::Retrying && !self.is_stuck(write) => {
                     retry.push(id)
                 }
+                Op::Forwarded(write) if write.stage == Stage::Withheld && !promising => again.push(id),
                 _ => {}
             }
         }
@@ -86,6 +89,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
         for id in retry {
             self.submit_write(id, out);
+        }
+        for id in again {
+            self.start(id, out);
         }
         self.give_up_comparisons(is_hung, out);
         // Memory comes back after what freed it: in steps, and from the buffers of other machines.

@@ -42,6 +42,19 @@ pub(super) enum Draining {
 }
 
 impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
+    /// Whether the promise can be kept. If so, what it rests on is not given up any more, as it is for writes of the
+    /// primary when the buffer is full: those that would need that wait. There is no primary to wait for them.
+    pub fn hold_promise(&mut self, keep: Keep) -> bool {
+        let can = keep == Keep::Latest || self.has_view();
+        self.promising = can && keep != Keep::Latest;
+        can
+    }
+
+    /// The failover did not come about: the primary's writes go first again.
+    pub fn release_promise(&mut self) {
+        self.promising = false;
+    }
+
     /// Becomes the volume that was promised. Constant time but for what is in flight. The record of the new generation
     /// is durable before.
     pub fn promote(
@@ -54,6 +67,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             return Err(if self.config.buffer { Refusal::ViewLost } else { Refusal::NoView });
         }
         self.link_down();
+        self.release_promise();
         self.set_generation(generation);
         self.changes += 1;
         match keep {
@@ -96,7 +110,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 unpin.push((id, write.order, bytes));
             }
             match write.stage {
-                Stage::Waiting | Stage::Retrying => waiting.push(id),
+                Stage::Waiting | Stage::Withheld | Stage::Retrying => waiting.push(id),
                 Stage::Preserving { left, .. } => write.stage = Stage::Abandoned { left },
                 Stage::Marking { .. } => write.stage = Stage::Abandoned { left: 1 },
                 Stage::Writing | Stage::Abandoned { .. } => {}

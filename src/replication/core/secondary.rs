@@ -108,6 +108,8 @@ pub enum SecondaryOutput<P> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Stage {
     Waiting,
+    /// There is no room for what it overwrites, and a failover is under way that promises that.
+    Withheld,
     Preserving {
         left: u16,
         failed: bool,
@@ -215,6 +217,8 @@ pub struct SecondaryStripes<P, M> {
     pub(super) role: Role,
     pub(super) generation: Generation,
     pub(super) committed: Epoch,
+    /// A failover is under way that promises what the originals lead back to: they are not given up.
+    pub(super) promising: bool,
     /// The newest epoch seen.
     pub(super) open: Epoch,
     /// Originals of epochs through this one were not all kept.
@@ -260,6 +264,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             role: Role::Follower,
             generation,
             committed,
+            promising: false,
             open: committed,
             lost_through: if config.buffer { Epoch(0) } else { NEVER },
             journaling: Journaling::default(),
@@ -320,6 +325,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// before anything of this one.
     pub fn begin(&mut self, generation: Generation, base: Epoch, blocks: u64, originals: Originals) {
         self.link_down();
+        self.release_promise();
         self.resize(blocks);
         self.generation = generation;
         self.journaling.begin();
@@ -476,7 +482,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     }
 
     /// The write holds its range: preserve what its epoch lacks, or write at once.
-    fn start(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
+    pub(super) fn start(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
         let (epoch, range, behind) = (write.epoch, write.range, write.behind);
         if matches!(self.role, Role::Promoted { visible } if !write.belongs_to(visible)) {
@@ -571,12 +577,17 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         if matches!(write.stage, Stage::Preserving { .. })
             && let Some(content) = content
         {
-            self.keep(epoch, range, content, out);
+            let kept = self.keep(epoch, range, content, out);
             if self.journals(epoch) {
+                // Also where not all was kept: what was is not read again.
+                if let Some(Stage::Preserving { failed, .. }) = self.forwarded_mut(id).map(|w| &mut w.stage) {
+                    *failed |= !kept;
+                }
                 let lost_through = self.lost_for_journal();
                 let content = Some(content.clone());
                 return out.push(SecondaryOutput::Journal { op: id, epoch, range, content, lost_through });
             }
+            return self.preserved(id, kept, out);
         }
         self.preserved(id, content.is_some(), out);
     }
@@ -603,11 +614,12 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         if !ended {
             return;
         }
-        let preserves = self.preserves(epoch);
+        let (preserves, promising) = (self.preserves(epoch), self.promising);
         let Some(write) = self.forwarded_mut(id) else { return };
         let failed = matches!(write.stage, Stage::Preserving { failed: true, .. });
         match (failed && preserves, write.answered) {
             (false, _) => self.secure(id, out),
+            (true, true) if promising => write.stage = Stage::Withheld,
             // The primary was told that it is held: it goes in, and the roll-back is what is lost.
             (true, true) => {
                 self.lose(epoch, out);
@@ -617,20 +629,25 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
     }
 
-    fn keep(&mut self, epoch: Epoch, range: Range, content: &P, out: &mut Vec<SecondaryOutput<P>>) {
+    /// Preserves what was read of these granules; false when there is no room for all of it and there has to be.
+    fn keep(&mut self, epoch: Epoch, range: Range, content: &P, out: &mut Vec<SecondaryOutput<P>>) -> bool {
         let epoch = if active(Mutation::PreserveForLaterEpoch) { epoch.next() } else { epoch };
         for granule in self.config.geometry.granules(range) {
             if !self.preserves(epoch) {
-                return;
+                return true;
             }
             let at = (self.config.geometry.granule_range(granule).lba - range.lba) as u32;
             if !self.maps.undo_contains(epoch, granule)
                 && self.maps.undo_insert(epoch, granule, content, at).is_err()
             {
+                if self.promising {
+                    return false;
+                }
                 self.lose(self.open, out);
             }
         }
         self.watch(out);
+        true
     }
 
     /// Gives up the roll-back to epochs before `through`: frees what was kept for it, fails what needs it.

@@ -83,6 +83,12 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         }
         ToStripes::Abort => shard.abort(),
         ToStripes::LoseThrough(epoch) => shard.lose_through(epoch),
+        ToStripes::Hold { keep, generation } => {
+            let made = fixed.become_secondary(shard, generation, fixed.committed());
+            let ok = made && shard.hold_promise(keep);
+            tell(serial, move |home| home.secondary(|group, out| group.done(ok, out)));
+        }
+        ToStripes::Release => shard.release_promise(),
         ToStripes::Promote { keep, generation } => {
             let made = fixed.become_secondary(shard, generation, fixed.committed());
             let ok = made && shard.promote(keep, generation).is_ok();

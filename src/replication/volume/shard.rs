@@ -484,6 +484,17 @@ impl Shard {
         self.secondaries(|machine, out| machine.lose_through(through, out));
     }
 
+    /// Whether every volume keeps what a failover promises, until it is carried out or released.
+    pub fn hold_promise(&self, keep: Keep) -> bool {
+        let mut all = true;
+        self.secondaries(|machine, _| all &= machine.hold_promise(keep));
+        all
+    }
+
+    pub fn release_promise(&self) {
+        self.secondaries(|machine, _| machine.release_promise());
+    }
+
     /// Whether every volume has a view to go back to.
     pub fn has_view(&self) -> bool {
         let mut all = true;
