@@ -152,3 +152,29 @@ fn a_lineage_that_a_failed_flush_ended_does_not_come_back_with_a_restart() {
     group.done(true, &mut out);
     assert_eq!((group.record().lineage, recorded(&out)), (Lineage(7), vec![Lineage(7)]));
 }
+
+#[test]
+fn a_full_sync_has_not_ended_while_the_memory_holds_what_waits_behind_a_hung_write() {
+    let mut waited = 0;
+    for seed in 0..SEEDS {
+        let mut pair = running(seed, AckMode::Applied, 1000);
+        pair.hang = true;
+        load(&mut pair, 6);
+        pair.run(40);
+        pair.cut_link();
+        pair.settle();
+        pair.hang = false;
+        pair.with_primary_group(|group, out| group.start(1, SyncMode::Full, 1000, out));
+        pair.settle();
+        let held: usize = pair.secondary.iter().map(|machine| machine.held()).sum();
+        let ended = pair.secondary_group.state() == SecondaryState::Following;
+        assert!(held == 0 || !ended, "seed {seed}: {held} writes are in memory alone");
+        waited += usize::from(held > 0);
+        pair.heal();
+        pair.settle();
+        assert_eq!(pair.secondary_group.state(), SecondaryState::Following, "seed {seed}");
+        assert!(!pair.unflushed, "seed {seed}");
+        assert_eq!(pair.primary_disk, pair.secondary_disk, "seed {seed}");
+    }
+    assert!(waited > 0, "some syncs waited");
+}

@@ -143,7 +143,6 @@ pub(super) struct Forwarded<P> {
     pub range: Range,
     pub data: Data<P>,
     pub fua: bool,
-    pub preserve: bool,
     pub lock: Option<LockId>,
     pub order: u64,
     pub stage: Stage,
@@ -422,6 +421,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.order += 1;
         match forward.body {
             ForwardBody::Write { range, data, fua, preserve } => {
+                if !preserve {
+                    // From its arrival on: it may wait behind what hangs until long after its epoch's commit.
+                    self.unflushed_session = true;
+                    self.lose_through(forward.epoch, out);
+                }
                 let aligned = self.config.geometry.aligned(range);
                 let behind = range.lba >= self.blocks;
                 let id = self.ops.insert(Op::Forwarded(Forwarded {
@@ -431,7 +435,6 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     range,
                     data,
                     fua,
-                    preserve,
                     lock: None,
                     order,
                     stage: Stage::Waiting,
@@ -490,10 +493,6 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
         if behind {
             return self.submit_write(id, out);
-        }
-        if !write.preserve {
-            self.unflushed_session = true;
-            self.lose_through(epoch, out);
         }
         let mut left = 0;
         if self.preserves(epoch) {
