@@ -59,7 +59,7 @@ mod growth_tests;
 #[cfg(test)]
 mod journaling_tests;
 #[cfg(test)]
-mod model;
+pub(super) mod model;
 #[cfg(test)]
 mod pair;
 #[cfg(test)]

@@ -15,6 +15,10 @@
 mod area;
 mod blocking;
 mod format;
+#[cfg(test)]
+mod group_model;
+#[cfg(test)]
+mod group_tests;
 mod replay;
 mod store;
 #[cfg(test)]
