@@ -426,6 +426,7 @@ impl World {
             lanes: REACTORS as u16,
             lineage: record.lineage,
             session: 1,
+            restarted: false,
         };
         let sizes: Vec<VolumeSize> = self.secondary.sizes().collect();
         self.with_primary_group(|group, out| group.connected(&greeting, &sizes, out));
