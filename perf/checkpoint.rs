@@ -21,8 +21,9 @@ const PAUSE: Duration = Duration::from_micros(200);
 
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
-    /// The primary's namespace, to be loaded
-    target: Target,
+    /// The primary's namespace, to be loaded; several are loaded together
+    #[arg(required = true)]
+    targets: Vec<Target>,
     /// The primary's JSON-RPC socket
     #[arg(long, default_value = DEFAULT_SOCKET)]
     rpc_socket: PathBuf,
@@ -68,7 +69,9 @@ pub fn run(args: &CheckpointArgs) -> Result<(), Failure> {
     let warm_up = args.load.load()?.warm_up;
     let machine = Machine::start(&args.machine)?;
     let mut client = Client::connect(&args.rpc_socket)?;
-    let devices = [machine.target("primary", &args.target, Digests::default(), &load)?];
+    let device =
+        |(number, target)| machine.target(&format!("primary{number}x"), target, Digests::default(), &load);
+    let devices = args.targets.iter().enumerate().map(device).collect::<Result<Vec<_>, _>>()?;
     let running = machine.begin(&devices, &load)?;
     std::thread::sleep(warm_up);
     let mut whole = histogram()?;

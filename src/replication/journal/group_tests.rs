@@ -173,7 +173,7 @@ fn lose_primary_after(seed: u64, fault: Fault, journal: bool, last: usize) -> Re
     (0..last).for_each(|number| {
         step(&mut world, number);
     });
-    let arrives = last % 2 == 0;
+    let arrives = last.is_multiple_of(2);
     lose_primary(world, arrives).map_err(|error| {
         format!("seed {seed}, primary lost after step {last} (what it sent arrives: {arrives}): {error}")
     })
@@ -187,7 +187,7 @@ fn everywhere(journal: bool) {
     // Before and after everything that belongs to the checkpoint, and now and then at what belongs to the load.
     let is_of_checkpoint = |number: usize| steps.get(number) == Some(&Step::Checkpoint);
     for last in 0..=steps.len() {
-        if is_of_checkpoint(last) || is_of_checkpoint(last.wrapping_sub(1)) || last % 16 == 0 {
+        if is_of_checkpoint(last) || is_of_checkpoint(last.wrapping_sub(1)) || last.is_multiple_of(16) {
             primary.count(lose_primary_after(seed, Fault::None, journal, last).expect("all or nothing"));
         }
     }
