@@ -34,6 +34,7 @@ mod group_secondary;
 mod growth;
 mod growth_secondary;
 mod handshake;
+mod identity;
 mod journaling;
 mod lane;
 mod maps;
@@ -57,6 +58,10 @@ mod durable_tests;
 #[cfg(test)]
 mod growth_tests;
 #[cfg(test)]
+mod identity_model;
+#[cfg(test)]
+mod identity_tests;
+#[cfg(test)]
 mod journaling_tests;
 #[cfg(test)]
 pub(super) mod model;
@@ -78,6 +83,7 @@ pub use group::*;
 pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState};
 pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
 pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
+pub use identity::{Decision, Identity, Resolution, Standpoint, Who, decide, resolve};
 pub use lane::{Answered, Incoming, Outgoing, Run};
 pub use maps::{BufferFull, GranuleMaps};
 pub use primary::{LAG_BYTES, PrimaryConfig, PrimaryOutput, PrimaryStripes, Session};
