@@ -27,6 +27,7 @@
 //!   roll-back exist only while the last committed epoch is at least that.
 //! * The undo layers, the overlay and their memory are behind the small trait [`GranuleMaps`]; payloads behind [`Payload`].
 
+mod copying;
 mod dirty;
 mod group;
 mod group_primary;

@@ -8,6 +8,7 @@
 //! A flush takes no range: it covers what was acknowledged before it came, which is on its way on every lane already.
 
 use super::super::{Epoch, Generation};
+use super::copying::Copying;
 use super::dirty::DirtyMap;
 use super::mutation::{Mutation, active};
 use super::range_lock::{LockId, RangeLock};
@@ -148,9 +149,9 @@ pub(super) struct Op<P> {
     /// Arrival order, in which operations are sent again.
     order: u64,
     lock: Option<LockId>,
-    local: Local,
+    pub local: Local,
     pub peer: Peer,
-    replied: bool,
+    pub replied: bool,
     /// In the queue of those that wait for the peer to catch up.
     held_back: bool,
 }
@@ -195,33 +196,6 @@ enum Gate {
     Fenced,
 }
 
-/// What is copied to the peer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Scope {
-    Marked,
-    /// What lies behind the volume's end and is to become a part of it: through this block. No host sees it yet.
-    Behind {
-        end: u64,
-    },
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Copying {
-    Idle,
-    /// The next block to copy; how many operations are under way.
-    Running {
-        cursor: u64,
-        in_flight: u32,
-        scope: Scope,
-    },
-}
-
-/// Bytes that one copy moves: large enough for the disks' sequential rate, small enough that a foreground write which
-/// waits for its range waits under a millisecond.
-const COPY_BYTES: u32 = 256 << 10;
-/// Copies of one machine under way together; 2 MiB in flight keep a fast link busy and foreground latency low.
-const COPY_DEPTH: u32 = 8;
-
 pub struct PrimaryStripes<P> {
     /// Its geometry has the blocks that there is room for: never fewer than the volume has, never fewer than before.
     pub(super) config: PrimaryConfig,
@@ -243,12 +217,12 @@ pub struct PrimaryStripes<P> {
     unsettled: Unsettled,
     /// Granted, but the gate was shut or the link is down and writes wait for it.
     parked: VecDeque<OpId>,
-    copying: Copying,
-    copy_round: u32,
+    pub(super) copying: Copying,
+    pub(super) copy_round: u32,
     /// What was marked when the copy began.
-    copy_bytes: u64,
+    pub(super) copy_bytes: u64,
     /// What may be copied before the next allowance; less than nothing after a piece that was larger than it.
-    allowance: Option<i64>,
+    pub(super) allowance: Option<i64>,
     pub(super) verifying: Verifying,
     order: u64,
 }
@@ -303,22 +277,6 @@ impl<P: Payload> PrimaryStripes<P> {
         self.ops.get(id).map_or(0, |op| op.token)
     }
 
-    /// What the last copy that was begun has to copy in all, and what is left of it.
-    pub fn copy_progress(&self) -> (u64, u64) {
-        match self.copying {
-            Copying::Idle => (self.copy_bytes, 0),
-            Copying::Running { in_flight, .. } => {
-                let left = self.dirty.bytes() + u64::from(in_flight) * u64::from(COPY_BYTES);
-                (self.copy_bytes, left.min(self.copy_bytes))
-            }
-        }
-    }
-
-    /// Whether there is anything to copy that an allowance would be for.
-    pub fn is_copying(&self) -> bool {
-        matches!(self.copying, Copying::Running { scope: Scope::Marked, .. })
-    }
-
     /// A host's command. Reads need no machine: they go to the disk as they are, unless the node is fenced.
     pub fn submit(&mut self, token: Token, command: Command<P>, out: &mut Vec<PrimaryOutput<P>>) {
         let kind = match command {
@@ -358,7 +316,7 @@ impl<P: Payload> PrimaryStripes<P> {
         if self.gate == Gate::Fenced { Err(Refusal::Fenced) } else { Ok(()) }
     }
 
-    fn enter(&mut self, op: Op<P>, out: &mut Vec<PrimaryOutput<P>>) -> OpId {
+    pub(super) fn enter(&mut self, op: Op<P>, out: &mut Vec<PrimaryOutput<P>>) -> OpId {
         let range = op.range();
         let id = self.ops.insert(op);
         if range.blocks == 0 || active(Mutation::NoLockAtPrimary) {
@@ -505,32 +463,8 @@ impl<P: Payload> PrimaryStripes<P> {
         self.finish(id);
     }
 
-    /// The source of a copy; `None` when reading failed.
-    pub fn copy_read(&mut self, id: OpId, content: Option<P>, out: &mut Vec<PrimaryOutput<P>>) {
-        let Some(op) = self.ops.get_mut(id) else { return };
-        let Kind::Copy { range, data, round } = &mut op.kind else { return };
-        let (range, round) = (*range, *round);
-        *data = content;
-        let failed = data.is_none();
-        match (self.is_stale(round), failed) {
-            (false, false) => self.launch(id, out),
-            (true, _) => self.drop_copy(id, range),
-            (false, true) => {
-                self.drop_copy(id, range);
-                self.copying = Copying::Idle;
-                out.push(PrimaryOutput::Event(StripeEvent::CopyFailed(range)));
-            }
-        }
-        self.unlock(id, out);
-        self.settle(id, out);
-    }
-
-    fn is_stale(&self, round: u32) -> bool {
-        self.copying == Copying::Idle || round != self.copy_round
-    }
-
     /// What the peer may lack; of what lies behind the volume's end it lacks everything anyhow.
-    fn mark(&mut self, range: Range, is_copy: bool) {
+    pub(super) fn mark(&mut self, range: Range, is_copy: bool) {
         if !is_copy || range.lba < self.blocks {
             self.dirty.mark(range);
         }
@@ -542,14 +476,6 @@ impl<P: Payload> PrimaryStripes<P> {
         let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
         if !matches!(op.kind, Kind::Verify { .. }) {
             self.mark(range, is_copy);
-        }
-    }
-
-    fn drop_copy(&mut self, id: OpId, range: Range) {
-        self.mark(range, true);
-        if let Some(op) = self.ops.get_mut(id) {
-            op.local = Local::Done;
-            op.replied = true;
         }
     }
 
@@ -646,7 +572,7 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
-    fn finish(&mut self, id: OpId) {
+    pub(super) fn finish(&mut self, id: OpId) {
         let Some(op) = self.ops.get(id) else { return };
         let local_ended = matches!(op.local, Local::Done | Local::Failed);
         if op.replied && local_ended && op.lock.is_none() && !matches!(op.peer, Peer::Sent { .. }) {
@@ -766,7 +692,7 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
-    fn in_order(&self, wanted: impl Fn(&Op<P>) -> bool) -> Vec<OpId> {
+    pub(super) fn in_order(&self, wanted: impl Fn(&Op<P>) -> bool) -> Vec<OpId> {
         let mut ids: Vec<(u64, OpId)> =
             self.ops.iter().filter(|(_, op)| wanted(op)).map(|(id, op)| (op.order, id)).collect();
         ids.sort_unstable();
@@ -880,34 +806,6 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
-    /// Copies what this machine owns and is marked to the peer, through the range lock, while hosts go on. For the rest
-    /// `only_dirty` says that it is equal; otherwise everything is marked first, so that whatever interrupts the copy
-    /// leaves what is left of it.
-    pub fn start_copy(&mut self, only_dirty: bool, out: &mut Vec<PrimaryOutput<P>>) {
-        if !only_dirty {
-            self.dirty.mark_all();
-        }
-        self.copy_bytes = self.dirty.bytes();
-        self.copy(0, Scope::Marked, out);
-    }
-
-    /// So many bytes may be copied until the next allowance; `None`: as many as go. What was left of the last one is
-    /// not kept.
-    pub fn allow_copy(&mut self, bytes: Option<u64>, out: &mut Vec<PrimaryOutput<P>>) {
-        self.allowance = bytes.map(|bytes| {
-            let bytes = bytes.min(i64::MAX as u64) as i64;
-            self.allowance.unwrap_or(0).saturating_add(bytes).min(bytes)
-        });
-        self.copy_more(out);
-    }
-
-    /// Makes room for a volume of so many blocks, and copies what this machine owns behind the volume's present end to
-    /// the peer, which has made room before.
-    pub fn extend(&mut self, blocks: u64, out: &mut Vec<PrimaryOutput<P>>) {
-        self.make_room(blocks);
-        self.copy(self.blocks, Scope::Behind { end: blocks }, out);
-    }
-
     /// The volume has so many blocks from now on: both nodes' records say so.
     pub fn resize(&mut self, blocks: u64) {
         self.make_room(blocks);
@@ -915,47 +813,11 @@ impl<P: Payload> PrimaryStripes<P> {
         self.dirty.set_blocks(blocks);
     }
 
-    fn make_room(&mut self, blocks: u64) {
+    pub(super) fn make_room(&mut self, blocks: u64) {
         let room = &mut self.config.geometry.blocks;
         *room = blocks.max(*room);
         self.dirty.extend(blocks);
         self.unsettled.extend(blocks);
-    }
-
-    fn copy(&mut self, cursor: u64, scope: Scope, out: &mut Vec<PrimaryOutput<P>>) {
-        if matches!(self.link, Link::Up { .. }) {
-            self.copying = Copying::Running { cursor, in_flight: 0, scope };
-            self.copy_round = self.copy_round.wrapping_add(1);
-            self.copy_more(out);
-        }
-    }
-
-    fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
-        while let Copying::Running { cursor, in_flight, scope } = self.copying {
-            let Some(range) = self.next_copy(cursor, scope) else {
-                if in_flight == 0 || active(Mutation::CopyEndsEarly) {
-                    self.copying = Copying::Idle;
-                    out.push(PrimaryOutput::Event(match scope {
-                        Scope::Marked => StripeEvent::CopyFinished,
-                        Scope::Behind { .. } => StripeEvent::Extended,
-                    }));
-                }
-                return;
-            };
-            if in_flight >= COPY_DEPTH {
-                return;
-            }
-            if scope == Scope::Marked
-                && let Some(left) = &mut self.allowance
-            {
-                if *left <= 0 {
-                    return;
-                }
-                *left -= i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
-            }
-            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, scope };
-            self.enter_own(Kind::Copy { range, data: None, round: self.copy_round }, out);
-        }
     }
 
     /// Begins an operation that no host asked for.
@@ -972,28 +834,5 @@ impl<P: Payload> PrimaryStripes<P> {
         };
         self.order += 1;
         self.enter(op, out);
-    }
-
-    /// The next piece at or after `cursor` in a stripe that this machine owns.
-    fn next_copy(&self, cursor: u64, scope: Scope) -> Option<Range> {
-        match scope {
-            Scope::Marked if active(Mutation::CopySkipsPieces) && cursor > 0 => None,
-            Scope::Marked => self.dirty.next(cursor, COPY_BYTES / self.config.geometry.block_bytes),
-            Scope::Behind { end } => self.next_owned(cursor, end, COPY_BYTES),
-        }
-    }
-
-    pub(super) fn next_owned(&self, cursor: u64, end: u64, most_bytes: u32) -> Option<Range> {
-        let geometry = &self.config.geometry;
-        let owners = u64::from(geometry.owners.max(1));
-        let stripe = geometry.stripe_of(cursor);
-        let ahead = (u64::from(geometry.owner) + owners - stripe % owners) % owners;
-        let lba = if ahead == 0 { cursor } else { (stripe + ahead) * geometry.stripe_blocks() };
-        if lba >= end {
-            return None;
-        }
-        let stripe_end = (geometry.stripe_of(lba) + 1) * geometry.stripe_blocks();
-        let end = (lba + u64::from(most_bytes / geometry.block_bytes)).min(stripe_end).min(end);
-        Some(Range::new(lba, (end - lba) as u32))
     }
 }

@@ -1,0 +1,175 @@
+//! Copies of the primary's disk to the peer's: of all that is marked when a session begins, and of what lies behind a
+//! volume's end when it grows. Hosts go on meanwhile.
+//!
+//! Invariants. A copy holds its range while it is read, and takes its place on the lane among the writes. Its marks are
+//! cleared when the range is held and about to be read, so that a mark set from then on belongs to a write which the copy
+//! does not contain; they are set again if the copy is not acknowledged. So whatever interrupts a copy leaves what is left.
+
+use super::mutation::{Mutation, active};
+use super::primary::{Kind, Link, Local, PrimaryOutput, PrimaryStripes};
+use super::table::OpId;
+use super::types::*;
+
+/// What is copied to the peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Scope {
+    Marked,
+    /// What lies behind the volume's end and is to become a part of it: through this block. No host sees it yet.
+    Behind {
+        end: u64,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Copying {
+    Idle,
+    /// The next block to copy; how many operations are under way.
+    Running {
+        cursor: u64,
+        in_flight: u32,
+        scope: Scope,
+    },
+}
+
+/// Bytes that one copy moves: large enough for the disks' sequential rate, small enough that a foreground write which
+/// waits for its range waits under a millisecond.
+const COPY_BYTES: u32 = 256 << 10;
+/// Copies of one machine under way together; 2 MiB in flight keep a fast link busy and foreground latency low.
+const COPY_DEPTH: u32 = 8;
+
+impl<P: Payload> PrimaryStripes<P> {
+    /// What the last copy that was begun has to copy in all, and what is left of it.
+    pub fn copy_progress(&self) -> (u64, u64) {
+        match self.copying {
+            Copying::Idle => (self.copy_bytes, 0),
+            Copying::Running { in_flight, .. } => {
+                let left = self.dirty.bytes() + u64::from(in_flight) * u64::from(COPY_BYTES);
+                (self.copy_bytes, left.min(self.copy_bytes))
+            }
+        }
+    }
+
+    /// Whether there is anything to copy that an allowance would be for.
+    pub fn is_copying(&self) -> bool {
+        matches!(self.copying, Copying::Running { scope: Scope::Marked, .. })
+    }
+
+    /// The source of a copy; `None` when reading failed.
+    pub fn copy_read(&mut self, id: OpId, content: Option<P>, out: &mut Vec<PrimaryOutput<P>>) {
+        let Some(op) = self.ops.get_mut(id) else { return };
+        let Kind::Copy { range, data, round } = &mut op.kind else { return };
+        let (range, round) = (*range, *round);
+        *data = content;
+        let failed = data.is_none();
+        match (self.is_stale(round), failed) {
+            (false, false) => self.launch(id, out),
+            (true, _) => self.drop_copy(id, range),
+            (false, true) => {
+                self.drop_copy(id, range);
+                self.copying = Copying::Idle;
+                out.push(PrimaryOutput::Event(StripeEvent::CopyFailed(range)));
+            }
+        }
+        self.unlock(id, out);
+        self.settle(id, out);
+    }
+
+    pub(super) fn is_stale(&self, round: u32) -> bool {
+        self.copying == Copying::Idle || round != self.copy_round
+    }
+
+    pub(super) fn drop_copy(&mut self, id: OpId, range: Range) {
+        self.mark(range, true);
+        if let Some(op) = self.ops.get_mut(id) {
+            op.local = Local::Done;
+            op.replied = true;
+        }
+    }
+
+    /// Copies what this machine owns and is marked to the peer, through the range lock, while hosts go on. For the rest
+    /// `only_dirty` says that it is equal; otherwise everything is marked first, so that whatever interrupts the copy
+    /// leaves what is left of it.
+    pub fn start_copy(&mut self, only_dirty: bool, out: &mut Vec<PrimaryOutput<P>>) {
+        if !only_dirty {
+            self.dirty.mark_all();
+        }
+        self.copy_bytes = self.dirty.bytes();
+        self.copy(0, Scope::Marked, out);
+    }
+
+    /// So many bytes may be copied until the next allowance; `None`: as many as go. What was left of the last one is
+    /// not kept.
+    pub fn allow_copy(&mut self, bytes: Option<u64>, out: &mut Vec<PrimaryOutput<P>>) {
+        self.allowance = bytes.map(|bytes| {
+            let bytes = bytes.min(i64::MAX as u64) as i64;
+            self.allowance.unwrap_or(0).saturating_add(bytes).min(bytes)
+        });
+        self.copy_more(out);
+    }
+
+    /// Makes room for a volume of so many blocks, and copies what this machine owns behind the volume's present end to
+    /// the peer, which has made room before.
+    pub fn extend(&mut self, blocks: u64, out: &mut Vec<PrimaryOutput<P>>) {
+        self.make_room(blocks);
+        self.copy(self.blocks, Scope::Behind { end: blocks }, out);
+    }
+
+    fn copy(&mut self, cursor: u64, scope: Scope, out: &mut Vec<PrimaryOutput<P>>) {
+        if matches!(self.link, Link::Up { .. }) {
+            self.copying = Copying::Running { cursor, in_flight: 0, scope };
+            self.copy_round = self.copy_round.wrapping_add(1);
+            self.copy_more(out);
+        }
+    }
+
+    pub(super) fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        while let Copying::Running { cursor, in_flight, scope } = self.copying {
+            let Some(range) = self.next_copy(cursor, scope) else {
+                if in_flight == 0 || active(Mutation::CopyEndsEarly) {
+                    self.copying = Copying::Idle;
+                    out.push(PrimaryOutput::Event(match scope {
+                        Scope::Marked => StripeEvent::CopyFinished,
+                        Scope::Behind { .. } => StripeEvent::Extended,
+                    }));
+                }
+                return;
+            };
+            if in_flight >= COPY_DEPTH {
+                return;
+            }
+            if scope == Scope::Marked
+                && let Some(left) = &mut self.allowance
+            {
+                if *left <= 0 {
+                    return;
+                }
+                *left -= i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
+            }
+            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, scope };
+            self.enter_own(Kind::Copy { range, data: None, round: self.copy_round }, out);
+        }
+    }
+
+    /// The next piece at or after `cursor` in a stripe that this machine owns.
+    fn next_copy(&self, cursor: u64, scope: Scope) -> Option<Range> {
+        match scope {
+            Scope::Marked if active(Mutation::CopySkipsPieces) && cursor > 0 => None,
+            Scope::Marked => self.dirty.next(cursor, COPY_BYTES / self.config.geometry.block_bytes),
+            Scope::Behind { end } => self.next_owned(cursor, end, COPY_BYTES),
+        }
+    }
+
+    pub(super) fn next_owned(&self, cursor: u64, end: u64, most_bytes: u32) -> Option<Range> {
+        let geometry = &self.config.geometry;
+        let owners = u64::from(geometry.owners.max(1));
+        let stripe = geometry.stripe_of(cursor);
+        let ahead = (u64::from(geometry.owner) + owners - stripe % owners) % owners;
+        let lba = if ahead == 0 { cursor } else { (stripe + ahead) * geometry.stripe_blocks() };
+        if lba >= end {
+            return None;
+        }
+        let stripe_end = (geometry.stripe_of(lba) + 1) * geometry.stripe_blocks();
+        let end = (lba + u64::from(most_bytes / geometry.block_bytes)).min(stripe_end).min(end);
+        Some(Range::new(lba, (end - lba) as u32))
+    }
+}
