@@ -277,3 +277,109 @@ fn a_secondary_that_was_killed_and_started_again_gets_what_it_may_lack_and_not_t
     );
     assert_same(&expected, &pair.survivor().read_all(), "the volume after the failover");
 }
+
+fn sent_bytes(pair: &Pair) -> u64 {
+    group(&pair.primary)["sent_bytes"].as_u64().expect("bytes")
+}
+
+fn set(pair: &Pair, options: Value) {
+    let mut params = json!({"group": GROUP});
+    params.as_object_mut().expect("members").extend(options.as_object().expect("members").clone());
+    pair.primary.rpc("replication_set_options", params);
+}
+
+#[test]
+fn a_full_copy_sends_neither_zeroes_nor_by_checksum_what_the_peer_has() {
+    let pair = Pair::nodes(SIZE_MIB);
+    pair.create_groups(json!({}), json!({}));
+    pair.export_volume();
+    pair.replicate("full");
+    assert!(sent_bytes(&pair) < 1 << 20, "an empty disk is no content: {}", sent_bytes(&pair));
+    let content = noise(3, 32 * MIB);
+    let mut volume = pair.volume();
+    for at in (0..content.len()).step_by(MIB) {
+        volume.write(at as u64, &content[at..at + MIB]);
+    }
+    pair.checkpoint();
+    pair.primary.rpc("replication_stop", json!({"group": GROUP}));
+    wait_until("the secondary has heard", PATIENCE, || group(&pair.secondary)["connected"] == false);
+    for at in (0..32).step_by(4) {
+        volume.write(at * MIB as u64, &noise(at, BLOCK));
+    }
+    set(&pair, json!({"resync_checksum": true, "resync_rate_mb": 64}));
+    let before = sent_bytes(&pair);
+    pair.primary.rpc("replication_start", json!({"group": GROUP, "sync": "full"}));
+    let sync = wait_for_sync(&pair);
+    assert_eq!(sync["total_bytes"], SIZE_MIB << 20, "{sync}");
+    wait_until("equal pieces are found", PATIENCE, || {
+        group(&pair.primary)["sync"]["equal_bytes"].as_u64().is_none_or(|bytes| bytes > 8 << 20)
+    });
+    pair.wait_until_in_step();
+    let sent = sent_bytes(&pair) - before;
+    assert!((8 * BLOCK as u64..4 << 20).contains(&sent), "eight pieces differ, and {sent} bytes were sent");
+    assert_in_step(&pair, &[]);
+}
+
+#[test]
+fn a_copy_rests_while_it_is_paused_and_hosts_go_on() {
+    let (pair, _) = pair();
+    lose_the_link(&pair);
+    change(&pair, 5, 8);
+    pair.primary.rpc("replication_sync_pause", json!({"group": GROUP}));
+    pair.cable().mend();
+    let paused = wait_for_sync(&pair);
+    assert_eq!((&paused["paused"], &paused["left_bytes"]), (&json!(true), &json!(8 << 20)), "{paused}");
+    assert!(paused["seconds_left"].is_null(), "{paused}");
+    let mut volume = pair.volume();
+    for round in 0..200 {
+        volume.write((round % 64) << 16, &noise(round, BLOCK));
+    }
+    assert_eq!(group(&pair.primary)["state"], "syncing");
+    // Not less: nothing was copied. What hosts write reaches the peer all the same.
+    assert_eq!(left(&pair), 8 << 20);
+    // It rests over an interruption, too, and where it was going on already.
+    pair.cable().cut();
+    wait_for_state(&pair.primary, "resync required");
+    set_rate(&pair, 2);
+    pair.cable().mend();
+    assert_eq!(wait_for_sync(&pair)["paused"], true);
+    pair.primary.rpc("replication_sync_resume", json!({"group": GROUP}));
+    wait_until("a part of it is done", PATIENCE, || (1..7 << 20).contains(&left(&pair)));
+    pair.primary.rpc("replication_sync_pause", json!({"group": GROUP}));
+    wait_until("what was under way has ended", PATIENCE, || {
+        let before = left(&pair);
+        std::thread::sleep(Duration::from_millis(200));
+        left(&pair) == before
+    });
+    assert_eq!(group(&pair.primary)["state"], "syncing");
+    set_rate(&pair, 0);
+    pair.primary.rpc("replication_sync_resume", json!({"group": GROUP}));
+    pair.wait_until_in_step();
+    assert_in_step(&pair, &[]);
+    let refused = pair.secondary.try_rpc("replication_sync_pause", json!({"group": GROUP}));
+    assert_eq!(refused.expect_err("it copies nothing").code, -95);
+}
+
+#[test]
+fn a_copy_makes_way_for_hosts_whose_writes_take_longer_than_they_should() {
+    let (pair, _) = pair();
+    lose_the_link(&pair);
+    let mut volume = pair.volume();
+    for at in (WRITTEN_MIB as usize * MIB..(WRITTEN_MIB as usize + 24) * MIB).step_by(MIB) {
+        volume.write(at as u64, &noise(at as u64, MIB));
+    }
+    // No write is that quick.
+    set(&pair, json!({"resync_latency_target_us": 1}));
+    let mut writers = writers(&pair, WRITTEN_BLOCKS, 4);
+    pair.cable().mend();
+    wait_for_sync(&pair);
+    let began = std::time::Instant::now();
+    // It goes on, at its slowest.
+    wait_until("half of it is done", PATIENCE, || left(&pair) < 12 << 20);
+    let took = began.elapsed();
+    assert!(took > Duration::from_secs(2), "as quick as without hosts: {took:?}");
+    set(&pair, json!({"resync_latency_target_us": 0}));
+    pair.wait_until_in_step();
+    stop(&mut writers);
+    assert_in_step(&pair, &writers);
+}

@@ -96,6 +96,13 @@ fn describe(answer: &Value) -> String {
 fn copy_progress(sync: &Value) -> Option<String> {
     let (left, total) = (sync["left_bytes"].as_u64()?, sync["total_bytes"].as_u64()?);
     let rate = size(number(&sync["bytes_per_second"]));
+    if sync["paused"] == true {
+        return Some(format!(
+            "copying paused, {} of {} left: replication_sync_resume goes on",
+            size(left),
+            size(total)
+        ));
+    }
     let end =
         sync["seconds_left"].as_u64().map_or("end unknown".to_string(), |s| format!("about {s} s left"));
     Some(format!("copying, {} of {} left, {rate}/s, {end}", size(left), size(total)))
@@ -297,6 +304,10 @@ mod tests {
             copy_progress(&sync).as_deref(),
             Some("copying, 3 MiB of 8 MiB left, 1 MiB/s, about 3 s left")
         );
+        let paused =
+            json!({"left_bytes": 3 << 20, "total_bytes": 8 << 20, "bytes_per_second": 7, "paused": true});
+        let text = copy_progress(&paused).unwrap_or_default();
+        assert!(text.starts_with("copying paused, 3 MiB of 8 MiB left"), "{text}");
         let begun = json!({"left_bytes": 1, "total_bytes": 1, "bytes_per_second": 0, "seconds_left": null});
         assert_eq!(copy_progress(&begun).as_deref(), Some("copying, 1 B of 1 B left, 0 B/s, end unknown"));
     }

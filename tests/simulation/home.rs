@@ -341,7 +341,7 @@ impl World {
             // The place of verify, of growth and of a limited copy: no event of the repertoire leads here.
             ToStripes::Verify { .. }
             | ToStripes::VerifyStop
-            | ToStripes::SetCopyRate(_)
+            | ToStripes::SetCopies(_)
             | ToStripes::Extend { .. }
             | ToStripes::Resize { .. } => self.broke("an order that nobody asked for"),
             ToStripes::SetAck(ack) => {

@@ -186,6 +186,12 @@ params! {
         /// Primary: copy this much in a second at most while the disks are made equal, MiB; 0: as much as goes.
         /// Default: 0.
         resync_rate_mb: Option<u64>,
+        /// Primary: slow the copies down while more than one in ten writes of hosts take longer than this, us; 0: do not.
+        /// They go on with 1 MiB a second for each reactor, whatever hosts do. Default: 0.
+        resync_latency_target_us: Option<u32>,
+        /// Primary: compare by checksum before anything is copied, and send only what the secondary has not. Both nodes
+        /// read what is compared; it pays when most is equal, or the link is slow. Default: `false`.
+        resync_checksum: Option<bool>,
         /// Secondary: keep what checkpoints need. Without it only `keep: latest` can be promised. Default: `true`.
         disk_buffer: Option<bool>,
         /// Secondary: most memory for the disk buffer, MiB. Default: 512.
@@ -297,6 +303,10 @@ params! {
         /// Primary: copy this much in a second at most while the disks are made equal, MiB; 0: as much as goes. Holds for
         /// a copy that is under way as well.
         resync_rate_mb: Option<u64>,
+        /// Primary: slow the copies down while more than one in ten writes of hosts take longer than this, us; 0: do not.
+        resync_latency_target_us: Option<u32>,
+        /// Primary: compare by checksum before anything is copied, and send only what the secondary has not.
+        resync_checksum: Option<bool>,
         /// Secondary: most memory for the disk buffer, MiB.
         buffer_limit_mb: Option<u64>,
         /// A peer of which nothing was heard for so long counts as lost, ms, 1000 to 60000.
@@ -394,7 +404,8 @@ pub fn family() -> Family {
                      `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `journal` (of a secondary that has one: `journal`, \
                      `size_bytes`, `used_bytes`, `rolled_back_to`: the epoch to which it led the volumes back when the \
                      node started, until a session begins), `sync` (`copied_bytes`, `left_bytes`, \
-                     `total_bytes`, `bytes_per_second`, `seconds_left`; on the primary, while the disks are made equal), \
+                     `total_bytes`, `bytes_per_second`, `seconds_left`, `equal_bytes` that were found by checksum, \
+                     `paused`; on the primary, while the disks are made equal), \
                      `verify` (of the last one, or null: `state`, which is `running`, `repairing`, `finished`, `stopped` \
                      or `failed`, `repair`, `checked_bytes`, `total_bytes`, `bytes_per_second` on average, `seconds_left` \
                      or null, `differing_bytes`, `differences`, the first 64 with `volume`, `offset` and `bytes`, \
@@ -427,6 +438,17 @@ pub fn family() -> Family {
                 .result("`epoch`: the one committed; `duration_us`.")
                 .errors(CHECKPOINT_ERRORS)
                 .example(r#"{"group": "g0", "timeout_ms": 1000}"#),
+            Method::new("replication_sync_pause", Callable::Runtime, sync_pause)
+                .summary(
+                    "Lets copies rest that make the disks equal, until `replication_sync_resume`: the one under way as well as \
+                     those that begin meanwhile. Hosts' writes go on. What is left stays marked, whatever happens.",
+                )
+                .errors(&[(-19, "no group has this name"), (-95, "the command is for the primary")])
+                .example(r#"{"group": "g0"}"#),
+            Method::new("replication_sync_resume", Callable::Runtime, sync_resume)
+                .summary("Lets copies go on.")
+                .errors(&[(-19, "no group has this name"), (-95, "the command is for the primary")])
+                .example(r#"{"group": "g0"}"#),
             Method::new("replication_verify_start", Callable::Runtime, verify_start)
                 .summary(
                     "Begins to compare the disks of both nodes by checksum while hosts go on, and returns. Each range is                      compared at one point of the stream of writes, so load causes no false alarm. What differs is                      marked, reported by events and by `verify` in `replication_get_groups`, and copied from the primary                      if told to, or else when the next session begins. It ends by itself, by `replication_verify_stop`,                      with the session, or when a disk does not answer.",
@@ -590,6 +612,9 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         )?,
         checkpoint_interval_ms: params.checkpoint_interval_ms.unwrap_or(0),
         resync_rate_bytes: mebibytes("resync_rate_mb", params.resync_rate_mb.unwrap_or(0))?,
+        resync_latency_target_us: params.resync_latency_target_us.unwrap_or(0),
+        resync_checksum: params.resync_checksum.unwrap_or(false),
+        resync_paused: false,
     }))
 }
 
@@ -601,6 +626,8 @@ fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("checkpoint_timeout_ms", params.checkpoint_timeout_ms.is_some()),
         ("checkpoint_interval_ms", params.checkpoint_interval_ms.is_some()),
         ("resync_rate_mb", params.resync_rate_mb.is_some()),
+        ("resync_latency_target_us", params.resync_latency_target_us.is_some()),
+        ("resync_checksum", params.resync_checksum.is_some()),
     ] {
         refuse_for("primary", name, given)?;
     }
@@ -741,6 +768,20 @@ fn verify_stop(node: &Arc<Node>, params: Group) -> Result<bool, RpcError> {
     Ok(true)
 }
 
+fn sync_pause(node: &Arc<Node>, params: Group) -> Result<bool, RpcError> {
+    set_paused(node, &params.group, true)
+}
+
+fn sync_resume(node: &Arc<Node>, params: Group) -> Result<bool, RpcError> {
+    set_paused(node, &params.group, false)
+}
+
+fn set_paused(node: &Arc<Node>, group: &str, paused: bool) -> Result<bool, RpcError> {
+    let changes = Changes { resync_paused: Some(paused), ..Changes::default() };
+    node.groups().set_options(group, changes)?;
+    Ok(true)
+}
+
 fn failover(node: &Arc<Node>, params: Failover) -> Result<Value, RpcError> {
     let keep = match params.keep {
         KeepWord::Latest => Keep::Latest,
@@ -781,6 +822,9 @@ fn set_options(node: &Arc<Node>, params: SetOptions) -> Result<bool, RpcError> {
             .resync_rate_mb
             .map(|value| mebibytes("resync_rate_mb", value))
             .transpose()?,
+        resync_latency_target_us: params.resync_latency_target_us,
+        resync_checksum: params.resync_checksum,
+        resync_paused: None,
         buffer_limit_bytes: params
             .buffer_limit_mb
             .map(|value| mebibytes("buffer_limit_mb", value))
@@ -832,6 +876,8 @@ fn configured(options: &GroupOptions) -> Value {
             "checkpoint_timeout_ms": primary.checkpoint_timeout_ms,
             "checkpoint_interval_ms": primary.checkpoint_interval_ms,
             "resync_rate_mb": primary.resync_rate_bytes / MIB,
+            "resync_latency_target_us": primary.resync_latency_target_us,
+            "resync_checksum": primary.resync_checksum,
         }),
         RoleOptions::Secondary(secondary) => json!({
             "role": Role::Secondary,

@@ -3,12 +3,14 @@
 //!
 //! Invariants. A copy holds its range while it is read, and takes its place on the lane among the writes. Its marks are
 //! cleared when the range is held and about to be read, so that a mark set from then on belongs to a write which the copy
-//! does not contain; they are set again if the copy is not acknowledged. So whatever interrupts a copy leaves what is left.
+//! does not contain; they are set again if the copy is not acknowledged, or if the peer was only asked whether it has the
+//! content and has not. So whatever interrupts a copy leaves what is left.
 
 use super::mutation::{Mutation, active};
-use super::primary::{Kind, Link, Local, PrimaryOutput, PrimaryStripes};
+use super::primary::{Kind, Link, Local, PrimaryOutput, PrimaryStripes, Source};
 use super::table::OpId;
 use super::types::*;
+use super::verify::VERIFY_BYTES;
 
 /// What is copied to the peer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,10 +59,16 @@ impl<P: Payload> PrimaryStripes<P> {
     /// The source of a copy; `None` when reading failed.
     pub fn copy_read(&mut self, id: OpId, content: Option<P>, out: &mut Vec<PrimaryOutput<P>>) {
         let Some(op) = self.ops.get_mut(id) else { return };
-        let Kind::Copy { range, data, round } = &mut op.kind else { return };
+        let Kind::Copy { range, source, round } = &mut op.kind else { return };
         let (range, round) = (*range, *round);
-        *data = content;
-        let failed = data.is_none();
+        let failed = content.is_none();
+        if let Some(content) = content {
+            *source = match source {
+                Source::Unread { compare: true } => Source::Digest(content.digest()),
+                _ if content.is_zero() => Source::Content(Data::Zeroes),
+                _ => Source::Content(Data::Bytes(content)),
+            };
+        }
         match (self.is_stale(round), failed) {
             (false, false) => self.launch(id, out),
             (true, _) => self.drop_copy(id, range),
@@ -94,7 +102,18 @@ impl<P: Payload> PrimaryStripes<P> {
             self.dirty.mark_all();
         }
         self.copy_bytes = self.dirty.bytes();
+        self.equal_bytes = 0;
         self.copy(0, Scope::Marked, out);
+    }
+
+    /// Whether what is copied from now on is compared by checksum first, and sent only if the peer has something else.
+    pub fn set_compares(&mut self, compares: bool) {
+        self.compares = compares;
+    }
+
+    /// Bytes of the copy that was begun last which the peer had already.
+    pub fn equal_bytes(&self) -> u64 {
+        self.equal_bytes
     }
 
     /// So many bytes may be copied until the next allowance; `None`: as many as go. What was left of the last one is
@@ -118,13 +137,36 @@ impl<P: Payload> PrimaryStripes<P> {
         if matches!(self.link, Link::Up { .. }) {
             self.copying = Copying::Running { cursor, in_flight: 0, scope };
             self.copy_round = self.copy_round.wrapping_add(1);
+            self.again.clear();
             self.copy_more(out);
+        }
+    }
+
+    /// A copy, or the comparison before it, was answered by the peer.
+    pub(super) fn copy_ended(&mut self, range: Range, round: u32, verdict: Option<Verdict>) {
+        let equal = verdict.is_none_or(|verdict| verdict == Verdict::Equal);
+        if !equal {
+            // Its marks were cleared for a copy that is still to be made.
+            self.dirty.mark(range);
+        }
+        let Copying::Running { in_flight, .. } = &mut self.copying else { return };
+        if round != self.copy_round {
+            return;
+        }
+        *in_flight -= 1;
+        match (equal, verdict) {
+            (false, _) => self.again.push_back(range),
+            (true, Some(_)) => {
+                self.equal_bytes += u64::from(range.blocks) * u64::from(self.config.geometry.block_bytes);
+            }
+            (true, None) => {}
         }
     }
 
     pub(super) fn copy_more(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         while let Copying::Running { cursor, in_flight, scope } = self.copying {
-            let Some(range) = self.next_copy(cursor, scope) else {
+            let again = self.again.front().copied();
+            let Some(range) = again.or_else(|| self.next_copy(cursor, scope)) else {
                 if in_flight == 0 || active(Mutation::CopyEndsEarly) {
                     self.copying = Copying::Idle;
                     out.push(PrimaryOutput::Event(match scope {
@@ -145,8 +187,12 @@ impl<P: Payload> PrimaryStripes<P> {
                 }
                 *left -= i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
             }
-            self.copying = Copying::Running { cursor: range.end(), in_flight: in_flight + 1, scope };
-            self.enter_own(Kind::Copy { range, data: None, round: self.copy_round }, out);
+            self.again.pop_front();
+            let cursor = if again.is_some() { cursor } else { range.end() };
+            self.copying = Copying::Running { cursor, in_flight: in_flight + 1, scope };
+            let compare = self.compares && again.is_none() && scope == Scope::Marked;
+            let source = Source::Unread { compare };
+            self.enter_own(Kind::Copy { range, source, round: self.copy_round }, out);
         }
     }
 
@@ -154,7 +200,10 @@ impl<P: Payload> PrimaryStripes<P> {
     fn next_copy(&self, cursor: u64, scope: Scope) -> Option<Range> {
         match scope {
             Scope::Marked if active(Mutation::CopySkipsPieces) && cursor > 0 => None,
-            Scope::Marked => self.dirty.next(cursor, COPY_BYTES / self.config.geometry.block_bytes),
+            Scope::Marked => {
+                let most = if self.compares { VERIFY_BYTES } else { COPY_BYTES };
+                self.dirty.next(cursor, most / self.config.geometry.block_bytes)
+            }
             Scope::Behind { end } => self.next_owned(cursor, end, COPY_BYTES),
         }
     }

@@ -1,6 +1,7 @@
 //! What the two group machines share: what they tell the stripe machines, the peer, the metadata file and the caller.
 
 use super::super::{Epoch, Generation, Lineage, Sequence};
+use super::pace::CopyOptions;
 use super::primary::Session;
 use super::promoted::Keep;
 use super::types::{AckMode, DiskFailure, OnLinkLoss, PeerRefusal};
@@ -53,6 +54,8 @@ pub struct Greeting {
 pub enum Originals {
     /// The disk is what the view begins with; what an earlier session left is dropped.
     Anew,
+    /// The same, and everything is copied, or found to be equal already, if only in the disk's cache.
+    Copied,
     /// The last checkpoint stands, and so does what leads back to it.
     Kept,
     /// Nothing leads back to a state before the end of this epoch.
@@ -170,8 +173,7 @@ pub enum ToStripes {
     Fence,
     /// The peer was restarted since it last followed: what it may have lost by that is marked.
     PeerRestarted,
-    /// How much all reactors together copy in a second at most.
-    SetCopyRate(Option<u64>),
+    SetCopies(CopyOptions),
     SetAck(AckMode),
     SetOnLinkLoss(OnLinkLoss),
     /// Answered by `done`.

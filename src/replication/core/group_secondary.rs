@@ -462,7 +462,11 @@ impl SecondaryGroup {
                 self.lost_through = epoch;
                 Originals::Lost(epoch)
             }
-            (SyncMode::Full | SyncMode::None, _) => {
+            (SyncMode::Full, _) => {
+                self.lost_through = Epoch(0);
+                Originals::Copied
+            }
+            (SyncMode::None, _) => {
                 self.lost_through = Epoch(0);
                 Originals::Anew
             }

@@ -41,6 +41,7 @@ mod lane;
 mod maps;
 #[doc(hidden)]
 pub mod mutation;
+mod pace;
 mod pinning;
 mod primary;
 mod promoted;
@@ -54,6 +55,8 @@ mod verify_group;
 mod verify_secondary;
 mod view;
 
+#[cfg(test)]
+mod copying_tests;
 #[cfg(test)]
 mod durable_tests;
 #[cfg(test)]
@@ -87,6 +90,7 @@ pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
 pub use identity::{Decision, Identity, Resolution, Standpoint, Who, decide, resolve};
 pub use lane::{Answered, Incoming, Outgoing, Run};
 pub use maps::{BufferFull, GranuleMaps};
+pub use pace::{CopyOptions, Pace};
 pub use primary::{LAG_BYTES, PrimaryConfig, PrimaryOutput, PrimaryStripes, Session};
 pub use promoted::Keep;
 pub use range_lock::{LockId, RangeLock};

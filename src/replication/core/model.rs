@@ -65,6 +65,10 @@ impl Payload for Bytes {
         self == other
     }
 
+    fn is_zero(&self) -> bool {
+        self.to_vec().iter().all(|&byte| byte == 0)
+    }
+
     fn digest(&self) -> Digest {
         Digest(*blake3::hash(&self.to_vec()).as_bytes())
     }

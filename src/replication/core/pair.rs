@@ -133,6 +133,8 @@ pub struct Pair {
     dead: bool,
     /// Comparisons that the secondary answered with a difference.
     pub mismatches: usize,
+    /// Blocks that were sent as zeroes, without content.
+    pub zeroes: u64,
 }
 
 impl Pair {
@@ -214,6 +216,7 @@ impl Pair {
             hang: false,
             dead: false,
             mismatches: 0,
+            zeroes: 0,
         }
     }
 
@@ -310,6 +313,9 @@ impl Pair {
                 }
                 if let Some(&before) = self.in_flight.get(&self.primary[reactor].token_of(op)) {
                     assert!(forward.epoch >= before, "a write is cut off from what it depends on");
+                }
+                if let ForwardBody::Write { range, data: Data::Zeroes, .. } = &forward.body {
+                    self.zeroes += u64::from(range.blocks);
                 }
                 let link = &mut self.links[reactor * REACTORS + usize::from(lane)];
                 let sequence = link.out.send(op);

@@ -109,7 +109,7 @@ pub(super) enum Kind<P> {
     /// `round` tells the copies of an earlier full sync, which a lost link ended, from those of this one.
     Copy {
         range: Range,
-        data: Option<P>,
+        source: Source<P>,
         round: u32,
     },
     /// Compares the disks; takes its place among the writes as a copy does.
@@ -118,6 +118,17 @@ pub(super) enum Kind<P> {
         digest: Option<Digest>,
         round: u32,
     },
+}
+
+/// What a copy brings the peer.
+pub(super) enum Source<P> {
+    /// It is to be read; to be compared by checksum first, or not.
+    Unread {
+        compare: bool,
+    },
+    Content(Data<P>),
+    /// Only if the peer's disk has something else, the content follows.
+    Digest(Digest),
 }
 
 /// The local half of an operation.
@@ -170,7 +181,7 @@ impl<P> Op<P> {
     /// What it brings the peer's disk.
     fn payload_bytes(&self, block_bytes: u32) -> u32 {
         match self.kind {
-            Kind::Verify { .. } => 0,
+            Kind::Verify { .. } | Kind::Copy { source: Source::Digest(_), .. } => 0,
             _ => self.range().blocks * block_bytes,
         }
     }
@@ -221,6 +232,12 @@ pub struct PrimaryStripes<P> {
     pub(super) copy_round: u32,
     /// What was marked when the copy began.
     pub(super) copy_bytes: u64,
+    /// Bytes of it that the peer had already.
+    pub(super) equal_bytes: u64,
+    /// Whether pieces are compared by checksum before they are sent.
+    pub(super) compares: bool,
+    /// Pieces that were compared and are different, to be sent.
+    pub(super) again: VecDeque<Range>,
     /// What may be copied before the next allowance; less than nothing after a piece that was larger than it.
     pub(super) allowance: Option<i64>,
     pub(super) verifying: Verifying,
@@ -248,6 +265,9 @@ impl<P: Payload> PrimaryStripes<P> {
             copying: Copying::Idle,
             copy_round: 0,
             copy_bytes: 0,
+            equal_bytes: 0,
+            compares: false,
+            again: VecDeque::new(),
             allowance: None,
             verifying: Verifying::default(),
             order: 0,
@@ -410,18 +430,19 @@ impl<P: Payload> PrimaryStripes<P> {
             Kind::Compare { range, data, fua, .. } => {
                 ForwardBody::Write { range: *range, data: Data::Bytes(data.clone()), fua: *fua, preserve }
             }
-            Kind::Copy { range, data: Some(data), .. } => {
-                ForwardBody::Write { range: *range, data: Data::Bytes(data.clone()), fua: false, preserve }
+            Kind::Copy { range, source: Source::Content(data), .. } => {
+                ForwardBody::Write { range: *range, data: data.clone(), fua: false, preserve }
             }
-            Kind::Verify { range, digest: Some(digest), .. } => {
+            Kind::Verify { range, digest: Some(digest), .. }
+            | Kind::Copy { range, source: Source::Digest(digest), .. } => {
                 ForwardBody::Verify { range: *range, digest: *digest }
             }
-            Kind::Copy { data: None, .. } | Kind::Verify { digest: None, .. } => return,
+            Kind::Copy { source: Source::Unread { .. }, .. } | Kind::Verify { digest: None, .. } => return,
             Kind::Flush { .. } => ForwardBody::Flush,
         };
         match &mut op.kind {
             Kind::Flush { round } => *round = self.unsettled.flush(),
-            Kind::Verify { .. } => {}
+            Kind::Verify { .. } | Kind::Copy { source: Source::Digest(_), .. } => {}
             Kind::Write { .. } | Kind::Compare { .. } | Kind::Copy { .. } => self.unsettled.sent(range),
         }
         let lanes = match op.kind {
@@ -596,7 +617,9 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// The peer has compared a range. `false` if that is not what it was sent.
     pub fn compared(&mut self, id: OpId, verdict: Verdict, out: &mut Vec<PrimaryOutput<P>>) -> bool {
-        let known = self.ops.get(id).is_none_or(|op| matches!(op.kind, Kind::Verify { .. }));
+        let known = self.ops.get(id).is_none_or(|op| {
+            matches!(op.kind, Kind::Verify { .. } | Kind::Copy { source: Source::Digest(_), .. })
+        });
         if known {
             self.ended_there(id, verdict, out);
         }
@@ -619,13 +642,18 @@ impl<P: Payload> PrimaryStripes<P> {
             }
             self.lag_bytes = self.lag_bytes.saturating_sub(u64::from(bytes));
             self.lag_ops = self.lag_ops.saturating_sub(1);
-            let copied = matches!(op.kind, Kind::Copy { round, .. } if round == self.copy_round);
-            if copied && let Copying::Running { in_flight, .. } = &mut self.copying {
-                *in_flight -= 1;
+            let copied = match op.kind {
+                Kind::Copy { range, round, ref source } => {
+                    Some((range, round, matches!(source, Source::Digest(_)).then_some(verdict)))
+                }
+                _ => None,
+            };
+            if let Some((range, round, verdict)) = copied {
+                self.copy_ended(range, round, verdict);
             }
             self.settle(id, out);
             self.catch_up(out);
-            if copied {
+            if copied.is_some_and(|(_, round, _)| round == self.copy_round) {
                 self.copy_more(out);
             }
             if let Some((range, round)) = verified {
@@ -743,6 +771,7 @@ impl<P: Payload> PrimaryStripes<P> {
             self.link = Link::Down { lost: true };
         }
         self.copying = Copying::Idle;
+        self.again.clear();
         self.cancel_verify(out);
         (self.lag_bytes, self.lag_ops, self.congested) = (0, 0, false);
         self.lagging.clear();

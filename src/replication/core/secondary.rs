@@ -331,7 +331,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.broken = None;
         let lost = match originals {
             Originals::Kept => None,
-            Originals::Anew => Some(Epoch(0)),
+            Originals::Anew | Originals::Copied => Some(Epoch(0)),
             Originals::Lost(through) => Some(through),
         };
         if let Some(lost_through) = lost {

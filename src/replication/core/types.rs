@@ -102,6 +102,7 @@ pub trait Payload: Clone {
     fn copy_from(&mut self, at: u32, source: &Self, from: u32, blocks: u32);
     fn zero(&mut self, at: u32, blocks: u32);
     fn equals(&self, other: &Self) -> bool;
+    fn is_zero(&self) -> bool;
     fn digest(&self) -> Digest;
 }
 

@@ -354,7 +354,7 @@ impl Groups {
         sizes::check(&fixed)?;
         if let Some(options) = primary(&fixed.role) {
             let (serial, ack, policy) = (fixed.serial, options.ack, options.on_link_loss);
-            let rate = copy_rate(options.resync_rate_bytes);
+            let copies = copies(options);
             let fresh = self.reactors.call(HOME, SOON, move || {
                 home_of(serial).is_some_and(|home| !home.serving.swap(true, Ordering::Relaxed))
             })?;
@@ -362,8 +362,8 @@ impl Groups {
                 let reactors = fixed.reactors;
                 let serve = move || {
                     if let Some(shard) = shard_of(serial) {
-                        shard.set_copy_rate(rate, reactors);
                         shard.become_primary(ack, policy);
+                        shard.set_copies(copies, reactors);
                     }
                 };
                 self.reactors.call_all(SOON, serve)?;
@@ -477,7 +477,7 @@ impl Groups {
             || changes.on_link_loss.is_some()
             || changes.checkpoint_timeout_ms.is_some()
             || changes.checkpoint_interval_ms.is_some()
-            || changes.resync_rate_bytes.is_some();
+            || changes.has_copies();
         if for_primary && !fixed.is_primary() {
             return Err(ReplicationError::Role(name.to_string(), "secondary"));
         }
@@ -490,6 +490,11 @@ impl Groups {
         if let Some(timeout) = changes.peer_timeout_ms {
             fixed.peer_timeout_ms.store(timeout, Ordering::Relaxed);
         }
+        let kept = self.lock().get_mut(name).map(|entry| {
+            keep(&mut entry.options, changes);
+            entry.options.role.clone()
+        });
+        let copies = kept.as_ref().and_then(primary).filter(|_| changes.has_copies()).map(copies);
         let serial = fixed.serial;
         let apply = move || {
             let Some(home) = home_of(serial) else { return };
@@ -500,8 +505,8 @@ impl Groups {
                 if let Some(interval) = changes.checkpoint_interval_ms {
                     group.set_interval(interval, out);
                 }
-                if let Some(rate) = changes.resync_rate_bytes {
-                    out.push(GroupOutput::ToStripes(ToStripes::SetCopyRate(copy_rate(rate))));
+                if let Some(copies) = copies {
+                    out.push(GroupOutput::ToStripes(ToStripes::SetCopies(copies)));
                 }
                 if let Some(ack) = changes.ack {
                     out.push(GroupOutput::ToStripes(ToStripes::SetAck(ack)));
@@ -512,9 +517,6 @@ impl Groups {
             });
         };
         self.reactors.call(HOME, SOON, apply)?;
-        if let Some(entry) = self.lock().get_mut(name) {
-            keep(&mut entry.options, changes);
-        }
         Ok(())
     }
 
@@ -559,7 +561,11 @@ impl Groups {
             .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
         let (since, verify, back) = progress;
         let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
-        let progress = |since| SyncInfo::new(sum(|u| u.copy_bytes), sum(|u| u.copy_left_bytes), since);
+        let paused = primary(&options.role).is_some_and(|options| options.resync_paused);
+        let progress = |since| {
+            let (left, equal) = (sum(|u| u.copy_left_bytes), sum(|u| u.copy_equal_bytes));
+            SyncInfo::new(sum(|u| u.copy_bytes), left, equal, paused, since)
+        };
         let sync = since.map(progress);
         let peers = peer_disks.into_iter().chain(std::iter::repeat(None));
         let volumes: Vec<VolumeInfo> =
@@ -608,9 +614,14 @@ impl Groups {
     }
 }
 
-/// The limit that an option names, if it is one.
-fn copy_rate(bytes_per_second: u64) -> Option<u64> {
-    Some(bytes_per_second).filter(|&rate| rate > 0)
+/// How the options want copies to be made.
+fn copies(options: &PrimaryOptions) -> CopyOptions {
+    CopyOptions {
+        rate_bytes: Some(options.resync_rate_bytes).filter(|&rate| rate > 0),
+        latency_target_us: Some(options.resync_latency_target_us).filter(|&target| target > 0),
+        compare: options.resync_checksum,
+        paused: options.resync_paused,
+    }
 }
 
 /// Keeps changed options with those that made the group, so that a saved configuration has them.
@@ -625,6 +636,10 @@ fn keep(options: &mut GroupOptions, changes: Changes) {
             primary.checkpoint_interval_ms =
                 changes.checkpoint_interval_ms.unwrap_or(primary.checkpoint_interval_ms);
             primary.resync_rate_bytes = changes.resync_rate_bytes.unwrap_or(primary.resync_rate_bytes);
+            primary.resync_latency_target_us =
+                changes.resync_latency_target_us.unwrap_or(primary.resync_latency_target_us);
+            primary.resync_checksum = changes.resync_checksum.unwrap_or(primary.resync_checksum);
+            primary.resync_paused = changes.resync_paused.unwrap_or(primary.resync_paused);
         }
         RoleOptions::Secondary(secondary) => {
             secondary.buffer_limit_bytes = changes.buffer_limit_bytes.unwrap_or(secondary.buffer_limit_bytes);
@@ -682,6 +697,9 @@ mod tests {
             checkpoint_timeout_ms: 10,
             checkpoint_interval_ms: 20,
             resync_rate_bytes: 0,
+            resync_latency_target_us: 0,
+            resync_checksum: false,
+            resync_paused: false,
         }));
         keep(&mut options, changes);
         let peer_timeout_ms = options.peer_timeout_ms;

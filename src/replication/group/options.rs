@@ -59,6 +59,12 @@ pub struct PrimaryOptions {
     pub checkpoint_interval_ms: u32,
     /// What is copied in a second at most; 0: as much as goes.
     pub resync_rate_bytes: u64,
+    /// What nine of ten writes of hosts are to take at most while copies are made; 0: copies take what they get.
+    pub resync_latency_target_us: u32,
+    /// What the peer has already is found by checksum, and not sent.
+    pub resync_checksum: bool,
+    /// Not a part of the configuration: a node that starts copies.
+    pub resync_paused: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -97,8 +103,21 @@ pub struct Changes {
     pub checkpoint_timeout_ms: Option<u32>,
     pub checkpoint_interval_ms: Option<u32>,
     pub resync_rate_bytes: Option<u64>,
+    pub resync_latency_target_us: Option<u32>,
+    pub resync_checksum: Option<bool>,
+    pub resync_paused: Option<bool>,
     pub buffer_limit_bytes: Option<u64>,
     pub peer_timeout_ms: Option<u32>,
+}
+
+impl Changes {
+    /// Whether any of it is about copies.
+    pub(super) fn has_copies(&self) -> bool {
+        self.resync_rate_bytes.is_some()
+            || self.resync_latency_target_us.is_some()
+            || self.resync_checksum.is_some()
+            || self.resync_paused.is_some()
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -141,16 +160,33 @@ pub struct SyncInfo {
     pub total_bytes: u64,
     /// On the average since it began.
     pub bytes_per_second: u64,
-    /// At that rate; not known before anything was copied.
+    /// At that rate; not known before anything was copied, nor while it is paused.
     pub seconds_left: Option<u64>,
+    /// What the peer had already, found by checksum.
+    pub equal_bytes: u64,
+    pub paused: bool,
 }
 
 impl SyncInfo {
-    pub(super) fn new(total_bytes: u64, left_bytes: u64, since: Duration) -> SyncInfo {
+    pub(super) fn new(
+        total_bytes: u64,
+        left_bytes: u64,
+        equal_bytes: u64,
+        paused: bool,
+        since: Duration,
+    ) -> SyncInfo {
         let copied_bytes = total_bytes.saturating_sub(left_bytes);
         let bytes_per_second = (copied_bytes as f64 / since.as_secs_f64().max(0.001)) as u64;
-        let seconds_left = (bytes_per_second > 0).then(|| left_bytes.div_ceil(bytes_per_second));
-        SyncInfo { copied_bytes, left_bytes, total_bytes, bytes_per_second, seconds_left }
+        let seconds_left = (bytes_per_second > 0 && !paused).then(|| left_bytes.div_ceil(bytes_per_second));
+        SyncInfo {
+            copied_bytes,
+            left_bytes,
+            total_bytes,
+            bytes_per_second,
+            seconds_left,
+            equal_bytes,
+            paused,
+        }
     }
 }
 
@@ -253,11 +289,17 @@ mod tests {
 
     #[test]
     fn progress_is_told_by_what_is_left_and_the_rate_so_far() {
-        let at = |left, ms| SyncInfo::new(1000, left, Duration::from_millis(ms));
+        let at = |left, ms| SyncInfo::new(1000, left, 0, false, Duration::from_millis(ms));
         let sync = at(600, 2000);
         assert_eq!((sync.copied_bytes, sync.bytes_per_second, sync.seconds_left), (400, 200, Some(3)));
         assert_eq!((at(1000, 2000).bytes_per_second, at(1000, 2000).seconds_left), (0, None));
         assert_eq!(at(0, 0).seconds_left, Some(0));
+        let paused = SyncInfo::new(1000, 600, 0, true, Duration::from_millis(2000));
+        assert_eq!(
+            (paused.bytes_per_second, paused.seconds_left),
+            (200, None),
+            "nobody knows when it goes on"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hashbrown::HashMap;
 use slab::Slab;
@@ -189,6 +190,7 @@ impl Owner {
         if matches!(*self.machine.borrow(), Machine::Stopped) {
             return piece.end(Err(IoError::Inaccessible));
         }
+        piece.since_ns = if self.times(piece.op) { reactor::now() } else { 0 };
         let token = self.pieces.borrow_mut().insert(piece) as u64;
         if matches!(*self.machine.borrow(), Machine::Primary(_)) {
             self.primary(|machine, out| machine.submit(token, command, out));
@@ -197,9 +199,20 @@ impl Owner {
         }
     }
 
+    /// Whether somebody wants to know how long a host's command takes.
+    fn times(&self, op: Op) -> bool {
+        let writes = matches!(op, Op::Write | Op::WriteZeroes | Op::Unmap | Op::CompareAndWrite);
+        writes && self.shard.upgrade().is_some_and(|shard| shard.times_writes())
+    }
+
     /// Ends a host's command.
     pub fn reply(&self, token: u64, result: Result<(), Refusal>) {
         if let Some(piece) = self.pieces.borrow_mut().try_remove(token as usize) {
+            if piece.since_ns > 0
+                && let Some(shard) = self.shard.upgrade()
+            {
+                shard.wrote(Duration::from_nanos(reactor::now().saturating_sub(piece.since_ns)));
+            }
             piece.end(result.map_err(io_error));
         }
     }

@@ -103,6 +103,10 @@ impl Payload for Blocks {
         equal
     }
 
+    fn is_zero(&self) -> bool {
+        self.bufs.iter().all(Buf::is_zero)
+    }
+
     fn digest(&self) -> Digest {
         let mut hasher = blake3::Hasher::new();
         for buf in &self.bufs {
@@ -152,6 +156,8 @@ mod tests {
             prop_assert_eq!(source.equals(&target), a == b);
             prop_assert_eq!(source.digest(), cut(&b, &cuts).digest());
             prop_assert_eq!(source.digest() == target.digest(), a == b);
+            prop_assert_eq!(source.is_zero(), b.iter().all(|&byte| byte == 0));
+            prop_assert!(cut(&[0; 64], &cuts).is_zero());
             target.copy_from(at, &source, from, len);
             let mut expected = a.clone();
             expected[at as usize * 4..(at + len) as usize * 4]

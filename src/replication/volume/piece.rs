@@ -22,6 +22,8 @@ pub(super) struct Piece {
     /// The reactor it came from, and what it calls the command.
     pub home: usize,
     pub parent: u32,
+    /// When the owner took it, if that is of interest; 0: it is not.
+    pub since_ns: u64,
     /// `None` on the way to the owner.
     pub result: Option<Result<(), IoError>>,
 }
@@ -38,6 +40,7 @@ impl Piece {
             compare: SgList::new(),
             home,
             parent: 0,
+            since_ns: 0,
             result: None,
         })
     }

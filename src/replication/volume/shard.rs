@@ -17,8 +17,9 @@ use crate::bdev::BdevError;
 use crate::reactor::{self, TimerHandler, TimerId};
 use crate::replication::buffer::{BufferError, DiskBuffer, Quota, ReactorPages};
 use crate::replication::core::{
-    AckMode, Journaled, Keep, LAG_BYTES, Lane, OnLinkLoss, Originals, PeerRefusal, PrimaryConfig,
-    PrimaryStripes, Refusal, SecondaryConfig, SecondaryStripes, Session, Standing, StripeEvent,
+    AckMode, CopyOptions, Journaled, Keep, LAG_BYTES, Lane, OnLinkLoss, Originals, Pace, PeerRefusal,
+    PrimaryConfig, PrimaryStripes, Refusal, SecondaryConfig, SecondaryStripes, Session, Standing,
+    StripeEvent,
 };
 use crate::replication::journal::{self, Journal, Writer};
 use crate::replication::link::{Connection, LinkOwner};
@@ -59,6 +60,8 @@ pub struct ShardUsage {
     /// What the copy that was begun last has to copy in all, and what is left of it.
     pub copy_bytes: u64,
     pub copy_left_bytes: u64,
+    /// Bytes of it that the peer had already.
+    pub copy_equal_bytes: u64,
     /// Bytes that the present verify, or else the last one, has compared.
     pub verified_bytes: u64,
 }
@@ -99,8 +102,9 @@ pub struct Shard {
     /// A secondary's, if its group has one.
     journal: RefCell<Option<Rc<Writer>>>,
     timer: Cell<Option<TimerId>>,
-    /// What this reactor may copy in a tick.
-    copy_bytes_per_tick: Cell<Option<u64>>,
+    /// What this reactor may copy.
+    pace: RefCell<Pace>,
+    times_writes: Cell<bool>,
     /// What a verify may compare in a tick.
     verify_bytes: Cell<u64>,
     this: Weak<Shard>,
@@ -133,7 +137,8 @@ impl Shard {
             preparing: RefCell::default(),
             journal: RefCell::default(),
             timer: Cell::new(None),
-            copy_bytes_per_tick: Cell::new(None),
+            pace: RefCell::default(),
+            times_writes: Cell::new(false),
             verify_bytes: Cell::new(0),
             this: this.clone(),
         });
@@ -345,15 +350,21 @@ impl Shard {
 
     /// Copies everything, or only what the peer is known to lack.
     pub fn start_copy(&self, only_dirty: bool) {
-        self.primaries(|machine, out| machine.start_copy(only_dirty, out));
+        self.pace.borrow_mut().begin();
+        let compare = self.pace.borrow().options().compare;
+        self.primaries(|machine, out| {
+            machine.set_compares(compare);
+            machine.start_copy(only_dirty, out);
+        });
     }
 
-    /// How much all reactors of the node together copy in a second at most. Each has its share, also when others have
+    /// How copies are made: those that are under way as well. Of a rate each reactor has its share, also when others have
     /// nothing left to copy.
-    pub fn set_copy_rate(&self, bytes_per_second: Option<u64>, reactors: u16) {
-        let ticks = (1000 / TICK.as_millis()) as u64;
-        let share = |rate: u64| (rate / ticks / u64::from(reactors.max(1))).max(1);
-        self.copy_bytes_per_tick.set(bytes_per_second.map(share));
+    pub fn set_copies(&self, options: CopyOptions, reactors: u16) {
+        self.pace.borrow_mut().set(options, reactors);
+        self.times_writes.set(options.latency_target_us.is_some());
+        self.primaries(|machine, _| machine.set_compares(options.compare));
+        self.allow_copies();
     }
 
     /// Divides a tick's worth among the machines that copy.
@@ -361,11 +372,22 @@ impl Shard {
         let copies =
             |owner: &&Rc<Owner>| matches!(&*owner.machine.borrow(), Machine::Primary(m) if m.is_copying());
         let owners = self.owners();
-        let copying = owners.iter().filter(copies).count().max(1) as u64;
-        let share = self.copy_bytes_per_tick.get().map(|bytes| (bytes / copying).max(1));
+        let copying = owners.iter().filter(copies).count() as u64;
+        let bytes = self.pace.borrow_mut().tick((1000 / TICK.as_millis()) as u64, copying > 0);
+        let share = bytes.map(|bytes| if bytes == 0 { 0 } else { (bytes / copying.max(1)).max(1) });
         for owner in owners {
             owner.primary(|machine, out| machine.allow_copy(share, out));
         }
+    }
+
+    /// Whether [`Shard::wrote`] is of any use.
+    pub(super) fn times_writes(&self) -> bool {
+        self.times_writes.get()
+    }
+
+    /// A host's write ended.
+    pub(super) fn wrote(&self, took: Duration) {
+        self.pace.borrow_mut().wrote(took.as_micros() as u64);
     }
 
     /// Compares everything with the peer's disks, one volume after the other, at most so many bytes a second. A disk that
@@ -534,6 +556,7 @@ impl Shard {
                     let (all, left) = machine.copy_progress();
                     usage.copy_bytes += all;
                     usage.copy_left_bytes += left;
+                    usage.copy_equal_bytes += machine.equal_bytes();
                     usage.verified_bytes += machine.verified_blocks() * u64::from(owner.block_bytes);
                 }
                 Machine::Secondary(machine) => {
