@@ -234,6 +234,10 @@ impl World {
                 ok = None;
             }
             ToStripes::Commit { epoch } => self.commit(reactor, epoch),
+            ToStripes::Hold { keep, .. } => {
+                let held = self.volumes.iter_mut().all(|volume| volume.secondary[reactor].hold_promise(keep));
+                ok = Some(held);
+            }
             ToStripes::Promote { keep, generation } => {
                 for volume in 0..VOLUMES {
                     let mut result = Ok(());
