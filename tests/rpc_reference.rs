@@ -149,7 +149,7 @@ fn difference(path: &str, shown: &Value, given: &Value) -> Option<String> {
 /// A node on which the examples run, with what they speak of: ports and files of the page stand for free ones.
 struct Stage {
     node: Node,
-    /// The other node of the replication groups: g0's secondary, and g1's primary.
+    /// The other node of the replication groups: g0's secondary, and the primary of the others.
     partner: Node,
     substitutes: Vec<(String, String)>,
     link_port: u16,
@@ -195,7 +195,18 @@ impl Stage {
             }
             "replication_set_options" => wait_running(&self.node, "g0"),
             "replication_commit_checkpoint" => prepare(),
-            "replication_failover" => self.be_secondary_of_g1(),
+            "replication_failover" => self.be_secondary_of("g1", "v1", "Disk1"),
+            "replication_get_history" => {
+                self.be_secondary_of("g2", "v2", "Disk2");
+                self.node.rpc("replication_set_options", json!({"group": "g2", "history_epochs": 8}));
+                for _ in 0..2 {
+                    let answer = self.partner.rpc("replication_do_checkpoint", json!({"group": "g2"}));
+                    self.epoch.set(answer["epoch"].as_u64().expect("an epoch"));
+                }
+            }
+            "replication_rollback" => {
+                self.node.rpc("replication_stop", json!({"group": "g2"}));
+            }
             _ => {}
         }
     }
@@ -214,20 +225,20 @@ impl Stage {
         node.rpc("replication_start", json!({"group": group}));
     }
 
-    fn be_secondary_of_g1(&self) {
+    fn be_secondary_of(&self, group: &str, volume: &str, disk: &str) {
         let port = free_port();
-        self.disk(&self.node, "Disk1");
-        self.disk(&self.partner, "Disk1");
-        self.secondary(&self.node, "g1", "v1", "Disk1", port);
+        self.disk(&self.node, disk);
+        self.disk(&self.partner, disk);
+        self.secondary(&self.node, group, volume, disk, port);
         self.partner.rpc(
             "replication_group_create",
-            json!({"name": "g1", "role": "primary", "volumes": [{"name": "v1", "bdev": "Disk1"}],
-                   "metadata": self.partner.dir().join("g1").display().to_string(),
+            json!({"name": group, "role": "primary", "volumes": [{"name": volume, "bdev": disk}],
+                   "metadata": self.partner.dir().join(group).display().to_string(),
                    "peer": {"transport": "tcp", "address": "127.0.0.1", "port": port}}),
         );
-        self.partner.rpc("replication_start", json!({"group": "g1"}));
-        wait_running(&self.node, "g1");
-        wait_running(&self.partner, "g1");
+        self.partner.rpc("replication_start", json!({"group": group}));
+        wait_running(&self.node, group);
+        wait_running(&self.partner, group);
     }
 
     fn run(&self, method: &Method) -> Value {

@@ -24,6 +24,8 @@ pub const TYPES: &[&str] = &[
     "replication_drain_failed",
     "replication_drained",
     "replication_fenced",
+    "replication_history_dropped",
+    "replication_history_lost",
     "replication_hung_disk",
     "replication_journal_failed",
     "replication_journal_overrun",

@@ -81,6 +81,9 @@ fn describe(answer: &Value) -> String {
         if let Some(progress) = copy_progress(&group["sync"]) {
             let _ = writeln!(text, "  group {}: {progress}", word(&group["name"]));
         }
+        if let Some(history) = history(&group["history"]) {
+            let _ = writeln!(text, "  group {}: {history}", word(&group["name"]));
+        }
         if group["verify"].is_object() {
             let _ = writeln!(text, "  group {}: {}", word(&group["name"]), verify(&group["verify"]));
         }
@@ -106,6 +109,24 @@ fn copy_progress(sync: &Value) -> Option<String> {
     let end =
         sync["seconds_left"].as_u64().map_or("end unknown".to_string(), |s| format!("about {s} s left"));
     Some(format!("copying, {} of {} left, {rate}/s, {end}", size(left), size(total)))
+}
+
+/// The checkpoints that can be shown, if any are kept.
+fn history(history: &Value) -> Option<String> {
+    let epochs = list(&history["epochs"]);
+    let (oldest, newest) = (epochs.first()?, epochs.last()?);
+    let exported = epochs.iter().filter(|epoch| !list(&epoch["bdevs"]).is_empty()).count();
+    let (used, limit) = (size(number(&history["used_bytes"])), size(number(&history["limit_bytes"])));
+    let mut text = format!(
+        "{} checkpoints can be shown, epochs {} to {}, {used} of {limit}",
+        epochs.len(),
+        word(&oldest["epoch"]),
+        word(&newest["epoch"]),
+    );
+    if exported > 0 {
+        let _ = write!(text, ", {exported} as bdevs");
+    }
+    Some(text)
 }
 
 fn reactors(answer: &Value) -> Vec<Vec<String>> {
@@ -310,6 +331,15 @@ mod tests {
         assert!(text.starts_with("copying paused, 3 MiB of 8 MiB left"), "{text}");
         let begun = json!({"left_bytes": 1, "total_bytes": 1, "bytes_per_second": 0, "seconds_left": null});
         assert_eq!(copy_progress(&begun).as_deref(), Some("copying, 1 B of 1 B left, 0 B/s, end unknown"));
+    }
+
+    #[test]
+    fn checkpoints_that_can_be_shown_are_told_in_a_line() {
+        assert_eq!(history(&Value::Null), None);
+        let kept = json!({"used_bytes": 3 << 20, "limit_bytes": 8 << 20, "epochs": [
+            {"epoch": 4, "bdevs": ["before"]}, {"epoch": 6, "bdevs": []}, {"epoch": 7, "bdevs": []}]});
+        let expected = "3 checkpoints can be shown, epochs 4 to 7, 3 MiB of 8 MiB, 1 as bdevs";
+        assert_eq!(history(&kept).as_deref(), Some(expected));
     }
 
     #[test]

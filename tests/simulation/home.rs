@@ -338,10 +338,13 @@ impl World {
                 self.primaries(here, |machine, out| machine.fence(out));
                 self.detach_all(A, here);
             }
-            // The place of verify, of growth and of a limited copy: no event of the repertoire leads here.
+            // The place of verify, of growth, of a limited copy and of earlier checkpoints: no event leads here.
             ToStripes::Verify { .. }
             | ToStripes::VerifyStop
             | ToStripes::SetCopies(_)
+            | ToStripes::History { .. }
+            | ToStripes::HoldPast { .. }
+            | ToStripes::RollBack { .. }
             | ToStripes::Extend { .. }
             | ToStripes::Resize { .. } => self.broke("an order that nobody asked for"),
             ToStripes::SetAck(ack) => {

@@ -13,6 +13,7 @@ mod notify;
 mod nvmf;
 mod reactors;
 mod replication;
+mod replication_history;
 
 pub use bdev_nvme::configured as configured_controller;
 pub use nvmf::dump as dump_nvmf;
@@ -37,6 +38,7 @@ pub fn families() -> Vec<Family> {
         notify::family(),
         nvmf::delete_family(),
         replication::family(),
+        replication_history::family(),
         bdev_create::delete_family(),
     ]
 }

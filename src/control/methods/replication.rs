@@ -11,8 +11,9 @@ use crate::control::registry::{Callable, Family, Method};
 use crate::control::saved::call;
 use crate::replication::core::{AckMode, GroupError, Keep, OnLinkLoss, SyncMode};
 use crate::replication::group::{
-    Changes, GroupInfo, GroupOptions, PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS, PEER_TIMEOUT_MS,
-    PrimaryOptions, ReplicationError, RoleOptions, START_TIMEOUT_MS, SecondaryOptions, VolumeOptions,
+    Changes, GroupInfo, GroupOptions, HISTORY_EPOCHS_MAX, PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS,
+    PEER_TIMEOUT_MS, PrimaryOptions, ReplicationError, RoleOptions, START_TIMEOUT_MS, SecondaryOptions,
+    VolumeOptions,
 };
 use crate::replication::journal::{JournalError, JournalOptions};
 use crate::replication::metadata::MetadataError;
@@ -198,6 +199,12 @@ params! {
         buffer_limit_mb: Option<u64>,
         /// Secondary: what is kept of a write is a multiple of this, KiB, a power of two up to 1024. Default: 4.
         granule_kb: Option<u32>,
+        /// Secondary: keep this many committed checkpoints before the last one, 0 to 256, to look at them and to go back to
+        /// them. Default: 0.
+        history_epochs: Option<u32>,
+        /// Secondary: most memory for checkpoints before the last one, MiB, beside the disk buffer's. The oldest is given up
+        /// first. Default: `buffer_limit_mb`.
+        history_limit_mb: Option<u64>,
         /// Secondary: a file (a path with a `/`; made if there is none) or a bdev that keeps originals durably, so that a
         /// secondary that loses power rolls back to its last checkpoint by itself. From 4 MiB for each reactor to 16 GiB.
         /// Default: none; then such a node needs a sync.
@@ -309,6 +316,10 @@ params! {
         resync_checksum: Option<bool>,
         /// Secondary: most memory for the disk buffer, MiB.
         buffer_limit_mb: Option<u64>,
+        /// Secondary: keep this many committed checkpoints before the last one, 0 to 256.
+        history_epochs: Option<u32>,
+        /// Secondary: most memory for checkpoints before the last one, MiB.
+        history_limit_mb: Option<u64>,
         /// A peer of which nothing was heard for so long counts as lost, ms, 1000 to 60000.
         peer_timeout_ms: Option<u32>,
     }
@@ -401,7 +412,7 @@ pub fn family() -> Family {
                      `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `notice`: what \
                      to do for the volume to grow, or null), `peer`, `connected`, \
                      `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
-                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `journal` (of a secondary that has one: `journal`, \
+                     `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `history` (as `replication_get_history` answers, or null), `journal` (of a secondary that has one: `journal`, \
                      `size_bytes`, `used_bytes`, `rolled_back_to`: the epoch to which it led the volumes back when the \
                      node started, until a session begins), `sync` (`copied_bytes`, `left_bytes`, \
                      `total_bytes`, `bytes_per_second`, `seconds_left`, `equal_bytes` that were found by checksum, \
@@ -535,7 +546,9 @@ fn errno_of(error: GroupError) -> Errno {
         | GroupError::Verifying
         | GroupError::NotVerifying
         | GroupError::Stopped
+        | GroupError::NotStopped(_)
         | GroupError::Fenced => Errno::PERM,
+        GroupError::NotKept(_) => Errno::NOENT,
         GroupError::WrongEpoch(_)
         | GroupError::SmallerPeer
         | GroupError::UnknownPeer
@@ -592,6 +605,8 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("disk_buffer", params.disk_buffer.is_some()),
         ("buffer_limit_mb", params.buffer_limit_mb.is_some()),
         ("granule_kb", params.granule_kb.is_some()),
+        ("history_epochs", params.history_epochs.is_some()),
+        ("history_limit_mb", params.history_limit_mb.is_some()),
         ("buffer_journal", params.buffer_journal.is_some()),
         ("buffer_journal_mb", params.buffer_journal_mb.is_some()),
         ("promoted_generation", params.promoted_generation.is_some()),
@@ -641,11 +656,20 @@ fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         listen: listen.socket("listen")?,
         disk_buffer: params.disk_buffer.unwrap_or(true),
         buffer_limit_bytes: mebibytes("buffer_limit_mb", limit_mb)?,
+        history_epochs: history_epochs(params.history_epochs.unwrap_or(0))?,
+        history_limit_bytes: mebibytes("history_limit_mb", params.history_limit_mb.unwrap_or(limit_mb))?,
         journal: journal(params, limit_mb)?,
         granule_bytes: granule
             .checked_mul(KIB)
             .ok_or_else(|| RpcError::invalid_params("'granule_kb' is a power of two up to 1024"))?,
     }))
+}
+
+fn history_epochs(epochs: u32) -> Result<u32, RpcError> {
+    match epochs {
+        0..=HISTORY_EPOCHS_MAX => Ok(epochs),
+        _ => Err(RpcError::invalid_params(format!("'history_epochs' is 0 to {HISTORY_EPOCHS_MAX}"))),
+    }
 }
 
 fn journal(params: &GroupCreate, limit_mb: u64) -> Result<Option<JournalOptions>, RpcError> {
@@ -829,6 +853,11 @@ fn set_options(node: &Arc<Node>, params: SetOptions) -> Result<bool, RpcError> {
             .buffer_limit_mb
             .map(|value| mebibytes("buffer_limit_mb", value))
             .transpose()?,
+        history_epochs: params.history_epochs.map(history_epochs).transpose()?,
+        history_limit_bytes: params
+            .history_limit_mb
+            .map(|value| mebibytes("history_limit_mb", value))
+            .transpose()?,
         peer_timeout_ms: params.peer_timeout_ms.map(peer_timeout).transpose()?,
     };
     node.groups().set_options(&params.group, changes)?;
@@ -885,6 +914,8 @@ fn configured(options: &GroupOptions) -> Value {
             "disk_buffer": secondary.disk_buffer,
             "buffer_limit_mb": secondary.buffer_limit_bytes / MIB,
             "granule_kb": secondary.granule_bytes / KIB,
+            "history_epochs": secondary.history_epochs,
+            "history_limit_mb": secondary.history_limit_bytes / MIB,
             "buffer_journal": secondary.journal.as_ref().map(|journal| &journal.place),
             "buffer_journal_mb": secondary.journal.as_ref().map(|journal| journal.file_bytes / MIB),
         }),

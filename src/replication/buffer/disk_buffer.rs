@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::index::{GRANULES_MAX, LeafPool, Place};
+use super::index::{GRANULES_MAX, LeafPool};
 use super::layer::{Layer, PageSource, Supply};
 use super::quota::{Claim, Quota};
 use super::{BufferError, GRANULE_BYTES_MAX, GRANULE_BYTES_MIN, Granule};
@@ -20,12 +20,18 @@ const REGIONS: u64 = 1 << 16;
 const REGION_SHIFT_MIN: u32 = 10;
 
 pub struct DiskBuffer {
+    /// The first of the undo layers lead back from the last checkpoint to earlier ones; the view does not look at them.
+    pub(super) kept: usize,
+    /// Layers through this epoch are kept or gone.
+    pub(super) kept_through: Epoch,
     pub(super) granule_shift: u32,
     /// Granules of a region, as a shift.
     pub(super) region_shift: u32,
     pub(super) volume_bytes: u64,
     pub(super) undo: VecDeque<(Epoch, Layer)>,
     pub(super) overlay: Layer,
+    /// What the hosts of a node that took over have overwritten: leads back from the disk to what all layers lead to.
+    pub(super) overwritten: Layer,
     retired: Vec<Layer>,
     pub(super) supply: Supply,
     pinned_bytes: u64,
@@ -36,6 +42,8 @@ pub struct DiskBuffer {
 pub struct BufferUsage {
     /// Pages of originals.
     pub undo_bytes: u64,
+    /// Pages of originals that lead back from the last checkpoint to earlier ones.
+    pub history_bytes: u64,
     /// Pages of the secondary's own writes.
     pub overlay_bytes: u64,
     /// Payloads that stand in for a disk that hangs.
@@ -67,13 +75,21 @@ impl DiskBuffer {
         let region_shift =
             (granules.div_ceil(REGIONS).next_power_of_two().trailing_zeros()).max(REGION_SHIFT_MIN);
         Ok(DiskBuffer {
+            kept: 0,
+            kept_through: Epoch(0),
             granule_shift,
             region_shift,
             volume_bytes,
             undo: VecDeque::new(),
             overlay: Layer::new(Claim::Overlay, granule_shift, region_shift),
+            overwritten: Layer::new(Claim::History, granule_shift, region_shift),
             retired: Vec::new(),
-            supply: Supply { source, quota, leaves: LeafPool::default() },
+            supply: Supply {
+                source,
+                quota,
+                history: Arc::new(Quota::new(u64::MAX)),
+                leaves: LeafPool::default(),
+            },
             pinned_bytes: 0,
         })
     }
@@ -112,7 +128,8 @@ impl DiskBuffer {
 
     /// How much of the quota is in use, in percent; without what this buffer is about to give back.
     pub fn used_percent(&self) -> u64 {
-        let retired = self.retired.iter().map(Layer::held_bytes).sum();
+        let own = self.retired.iter().filter(|layer| layer.claim() != Claim::History);
+        let retired = own.map(Layer::held_bytes).sum();
         self.supply.quota.percent_without(retired)
     }
 
@@ -121,19 +138,28 @@ impl DiskBuffer {
         if self.undo.back().is_some_and(|(last, _)| *last >= epoch) {
             return Err(BufferError::EpochOrder(epoch));
         }
-        self.undo.push_back((epoch, Layer::new(Claim::Undo, self.granule_shift, self.region_shift)));
+        let old = epoch <= self.kept_through;
+        let claim = if old { Claim::History } else { Claim::Undo };
+        self.undo.push_back((epoch, Layer::new(claim, self.granule_shift, self.region_shift)));
+        self.kept += usize::from(old);
         Ok(())
     }
 
-    /// Uncommitted epochs, oldest first.
+    /// Epochs that have an undo layer, oldest first: those that are kept, then those that are not committed.
     pub fn epochs(&self) -> impl Iterator<Item = Epoch> {
         self.undo.iter().map(|(epoch, _)| *epoch)
+    }
+
+    /// The layers that the view is made of, oldest first.
+    pub(super) fn open_layers(&self) -> impl Iterator<Item = &Layer> {
+        self.undo.range(self.kept..).map(|(_, layer)| layer)
     }
 
     /// Drops the undo layers of all epochs through `epoch`: they are committed. O(1) a layer.
     pub fn drop_through(&mut self, epoch: Epoch) {
         while self.undo.front().is_some_and(|(oldest, _)| *oldest <= epoch) {
             if let Some((_, layer)) = self.undo.pop_front() {
+                self.kept = self.kept.saturating_sub(1);
                 self.retire(layer);
             }
         }
@@ -148,7 +174,13 @@ impl DiskBuffer {
         self.retire(layer);
     }
 
-    fn retire(&mut self, layer: Layer) {
+    pub(super) fn drop_overwritten(&mut self) {
+        let empty = Layer::new(Claim::History, self.granule_shift, self.region_shift);
+        let layer = std::mem::replace(&mut self.overwritten, empty);
+        self.retire(layer);
+    }
+
+    pub(super) fn retire(&mut self, layer: Layer) {
         if layer.held_bytes() > 0 || !layer.is_empty() {
             self.retired.push(layer);
             if self.retired.len() > RETIRED_MAX {
@@ -193,20 +225,10 @@ impl DiskBuffer {
         self.layer(epoch).is_ok_and(|layer| layer.get(granule).is_some())
     }
 
-    /// The original of a granule is known to be zeroes. `true` if it was absent.
-    pub(super) fn preserve_zeroes(&mut self, epoch: Epoch, granule: Granule) -> Result<bool, BufferError> {
-        self.with_layer(epoch, |layer, supply| {
-            let absent = layer.get(granule).is_none();
-            if absent {
-                layer.put(supply, granule, Place::Zero)?;
-            }
-            Ok(absent)
-        })
-    }
-
-    /// Makes granules absent from every map: what is now on disk is their content.
+    /// Makes granules absent from everything that the view is made of: what is now on disk is their content.
     pub fn forget(&mut self, granules: Range<u64>) {
-        for layer in self.undo.iter_mut().map(|(_, layer)| layer).chain([&mut self.overlay]) {
+        let open = self.undo.range_mut(self.kept..).map(|(_, layer)| layer);
+        for layer in open.chain([&mut self.overlay]) {
             if !layer.is_empty() {
                 granules.clone().for_each(|granule| {
                     layer.forget(Granule(granule));
@@ -237,11 +259,13 @@ impl DiskBuffer {
             redo_bytes: self.pinned_bytes,
             ..BufferUsage::default()
         };
-        for (_, layer) in &self.undo {
-            usage.undo_bytes += layer.data_bytes();
+        for (at, (_, layer)) in self.undo.iter().enumerate() {
+            let bytes = if at < self.kept { &mut usage.history_bytes } else { &mut usage.undo_bytes };
+            *bytes += layer.data_bytes();
         }
-        let layers = self.undo.iter().map(|(_, layer)| layer).chain([&self.overlay]).chain(&self.retired);
-        for layer in layers {
+        usage.history_bytes += self.overwritten.data_bytes();
+        let single = [&self.overlay, &self.overwritten];
+        for layer in self.undo.iter().map(|(_, layer)| layer).chain(single).chain(&self.retired) {
             usage.held_bytes += layer.held_bytes();
             usage.bookkeeping_bytes += layer.bookkeeping_bytes();
         }
@@ -254,6 +278,7 @@ impl Drop for DiskBuffer {
     fn drop(&mut self) {
         self.drop_through(Epoch(u64::MAX));
         self.drop_overlay();
+        self.drop_overwritten();
         self.recycle_step(usize::MAX);
         self.supply.quota.give_back(self.pinned_bytes);
     }

@@ -3,11 +3,32 @@
 use std::ops::Range;
 
 use super::index::Place;
+use super::layer::{Layer, Supply};
 use super::overlay::Cursor;
 use super::view::Content;
 use super::{BufferError, DiskBuffer, Granule};
 use crate::env::{Buf, sg_len};
 use crate::replication::Epoch;
+
+/// Puts `len` bytes into a page for a granule that the layer does not have; zeroes take none.
+pub(super) fn insert(
+    layer: &mut Layer,
+    supply: &mut Supply,
+    granule: Granule,
+    mut from: Cursor<'_>,
+    len: usize,
+) -> Result<(), BufferError> {
+    if from.is_zero(len) {
+        return Ok(layer.put(supply, granule, Place::Zero)?);
+    }
+    let page = layer.reserve(supply, 1)?.first().map(|run| run.first).ok_or(BufferError::Full)?;
+    if let Some(buf) = layer.pages(page, 1) {
+        from.copy_to(&buf, 0, len);
+        // What was in the page before is none of this volume's business, should the volume grow.
+        buf.fill(len, buf.len() - len, 0);
+    }
+    Ok(layer.put(supply, granule, Place::Page(page))?)
+}
 
 impl DiskBuffer {
     /// Keeps a granule's original for `epoch`, opening the epoch if it is new: the granule's bytes stand in `content`
@@ -25,23 +46,15 @@ impl DiskBuffer {
         if self.contains(epoch, granule) {
             return Ok(false);
         }
+        let len = self.original_bytes(granule, content, at);
+        let from = Cursor::new(content, at);
+        self.with_layer(epoch, |layer, supply| insert(layer, supply, granule, from, len).map(|()| true))
+    }
+
+    /// How much of a granule's content is given: it may have been read when the volume still ended within it.
+    pub(super) fn original_bytes(&self, granule: Granule, content: &[Buf], at: usize) -> usize {
         let whole = self.granule_range(granule);
-        // It may have been read when the volume still ended within it.
-        let len = (whole.end.saturating_sub(whole.start) as usize).min(sg_len(content).saturating_sub(at));
-        let mut from = Cursor::new(content, at);
-        if from.is_zero(len) {
-            return self.preserve_zeroes(epoch, granule);
-        }
-        self.with_layer(epoch, |layer, supply| {
-            let page = layer.reserve(supply, 1)?.first().map(|run| run.first).ok_or(BufferError::Full)?;
-            if let Some(buf) = layer.pages(page, 1) {
-                from.copy_to(&buf, 0, len);
-                // What was in the page before is none of this volume's business, should the volume grow.
-                buf.fill(len, buf.len() - len, 0);
-            }
-            layer.put(supply, granule, Place::Page(page))?;
-            Ok(true)
-        })
+        (whole.end.saturating_sub(whole.start) as usize).min(sg_len(content).saturating_sub(at))
     }
 
     /// A range up to the end of one granule became a part of the volume: puts its content (`None` is zeroes), which stands
@@ -56,7 +69,8 @@ impl DiskBuffer {
         let from = (range.start - self.granule_range(granule).start) as usize;
         let len = (range.end - range.start) as usize;
         let supply = &mut self.supply;
-        for layer in self.undo.iter_mut().map(|(_, layer)| layer).chain([&mut self.overlay]) {
+        let single = [&mut self.overlay, &mut self.overwritten];
+        for layer in self.undo.iter_mut().map(|(_, layer)| layer).chain(single) {
             let mut cursor = Cursor::new(content.unwrap_or_default(), at);
             let zero = content.is_none() || cursor.is_zero(len);
             let page = match layer.get(granule) {
@@ -113,6 +127,8 @@ impl DiskBuffer {
     pub fn drop_all(&mut self) {
         self.drop_through(Epoch(u64::MAX));
         self.drop_overlay();
+        self.drop_overwritten();
+        self.kept_through = Epoch(0);
     }
 
     /// The first granule from `from` on that is in memory: a drain goes through the volume with this, writes
@@ -124,7 +140,7 @@ impl DiskBuffer {
         let mut from = from.0;
         let end = self.volume_bytes.div_ceil(self.granule_bytes());
         loop {
-            let layers = self.undo.iter().map(|(_, layer)| layer).chain([&self.overlay]);
+            let layers = self.open_layers().chain([&self.overlay]);
             let region = layers.filter_map(|layer| layer.next_region(from >> self.region_shift)).min()?;
             let (start, next) = (region << self.region_shift, (region + 1) << self.region_shift);
             if start >= end {
@@ -135,7 +151,7 @@ impl DiskBuffer {
                 return Some(Granule(granule));
             }
             if from <= start {
-                let layers = self.undo.iter().map(|(_, layer)| layer).chain([&self.overlay]);
+                let layers = self.open_layers().chain([&self.overlay]);
                 layers.into_iter().for_each(|layer| layer.clear_region(region));
             }
             from = next;

@@ -82,7 +82,18 @@ pub(super) type PageRuns = SmallVec<[PageRun; 2]>;
 pub(super) struct Supply {
     pub(super) source: Rc<dyn PageSource>,
     pub(super) quota: Arc<Quota>,
+    /// For what is kept of earlier checkpoints.
+    pub(super) history: Arc<Quota>,
     pub(super) leaves: LeafPool,
+}
+
+impl Supply {
+    fn quota_of(&self, claim: Claim) -> &Quota {
+        match claim {
+            Claim::History => &self.history,
+            Claim::Undo | Claim::Overlay => &self.quota,
+        }
+    }
 }
 
 pub(super) struct Layer {
@@ -108,7 +119,7 @@ pub(super) struct Layer {
 impl Layer {
     pub(super) fn new(claim: Claim, granule_shift: u32, region_shift: u32) -> Layer {
         let largest = match claim {
-            Claim::Undo => UNDO_CHUNK_BYTES,
+            Claim::Undo | Claim::History => UNDO_CHUNK_BYTES,
             Claim::Overlay => OVERLAY_CHUNK_BYTES,
         };
         let chunk_shift = largest.trailing_zeros().saturating_sub(granule_shift);
@@ -142,6 +153,17 @@ impl Layer {
     /// Bytes of pages in use.
     pub(super) fn data_bytes(&self) -> u64 {
         self.pages_used << self.granule_shift
+    }
+
+    pub(super) fn claim(&self) -> Claim {
+        self.claim
+    }
+
+    /// Counts what the layer holds, and takes from now on, for another purpose. Nothing is refused.
+    pub(super) fn count_as(&mut self, claim: Claim, supply: &Supply) {
+        supply.quota_of(claim).add(self.chunk_bytes);
+        supply.quota_of(self.claim).give_back(self.chunk_bytes);
+        self.claim = claim;
     }
 
     /// Bytes of chunks held.
@@ -236,7 +258,8 @@ impl Layer {
         let mut bytes = doubled.max(wanted).clamp(smallest.min(largest), largest);
         let mut error = BufferError::Full;
         loop {
-            if supply.quota.take(self.claim, bytes as u64) {
+            let quota = supply.quota_of(self.claim);
+            if quota.take(self.claim, bytes as u64) {
                 if let Some(buf) = supply.source.chunk(bytes) {
                     let pages = (bytes >> self.granule_shift) as u32;
                     self.chunks.push(Chunk { buf, pages });
@@ -244,7 +267,7 @@ impl Layer {
                     self.next = 0;
                     return Ok(());
                 }
-                supply.quota.give_back(bytes as u64);
+                quota.give_back(bytes as u64);
                 error = BufferError::NoMemory;
             }
             if bytes / 2 < self.granule_bytes().max(CHUNK_BYTES_FLOOR) {
@@ -339,7 +362,7 @@ impl Layer {
                 return self.index.recycle(&mut supply.leaves, budget);
             };
             self.chunk_bytes -= chunk.buf.len() as u64;
-            supply.quota.give_back(chunk.buf.len() as u64);
+            supply.quota_of(self.claim).give_back(chunk.buf.len() as u64);
             supply.source.give_back(chunk.buf);
         }
         false

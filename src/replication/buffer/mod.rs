@@ -5,13 +5,15 @@
 //! epoch began. A granule is in a layer at most once, and once in an undo layer its content never changes. The view of
 //! the secondary's VM is overlay → undo (oldest) → disk. Commit, abort and failover move layers and touch no granule;
 //! memory goes back later, in bounded steps ([`DiskBuffer::recycle_step`]). Pages that a reader still holds stay alive
-//! by their count and are never written.
+//! by their count and are never written. Layers of committed epochs may be kept ([`DiskBuffer::keep_through`]): they lead
+//! back to earlier checkpoints, have a quota of their own, and no part in the view.
 //!
 //! Called by the owning reactor's thread only; nothing here blocks, does I/O or looks at a clock. Addresses are bytes of
 //! the volume, granules are numbered over the whole volume.
 
 mod disk_buffer;
 mod granules;
+mod history;
 pub mod index;
 mod layer;
 mod overlay;
@@ -60,5 +62,7 @@ impl From<index::IndexFull> for BufferError {
     }
 }
 
+#[cfg(test)]
+mod history_tests;
 #[cfg(test)]
 mod tests;

@@ -15,6 +15,8 @@ pub enum Claim {
     Overlay,
     /// Originals, and payloads that stand in for a disk that hangs.
     Undo,
+    /// Originals that lead back from the last checkpoint to earlier ones; they have a quota of their own.
+    History,
 }
 
 /// Shared by the buffers of a group. Any thread.
@@ -52,9 +54,16 @@ impl Quota {
         let allowed = match claim {
             Claim::Overlay => limit - limit / RESERVED_PART,
             Claim::Undo => limit,
+            // The oldest epoch is given up meanwhile.
+            Claim::History => limit.saturating_add(limit / 2),
         };
         let add = |used: u64| used.checked_add(bytes).filter(|&sum| sum <= allowed);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
+    }
+
+    /// Counts what was taken already, from elsewhere: beyond the limit as well.
+    pub fn add(&self, bytes: u64) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub fn give_back(&self, bytes: u64) {

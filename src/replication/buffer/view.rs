@@ -53,7 +53,7 @@ impl DiskBuffer {
     /// The view of a range of bytes. After a read of the disk look again: a forwarded write may have preserved a granule
     /// meanwhile.
     pub fn view(&self, range: Range<u64>) -> View<'_> {
-        let all_on_disk = self.overlay.is_empty() && self.undo.iter().all(|(_, layer)| layer.is_empty());
+        let all_on_disk = self.overlay.is_empty() && self.open_layers().all(Layer::is_empty);
         View { buffer: self, range, ahead: None, all_on_disk }
     }
 
@@ -70,7 +70,7 @@ impl DiskBuffer {
 
     /// The oldest original of a granule: what it contained at the last commit.
     pub(super) fn find_undo(&self, granule: Granule) -> Option<(&Layer, Place)> {
-        let layers = self.undo.iter().map(|(_, layer)| layer).filter(|layer| !layer.is_empty());
+        let layers = self.open_layers().filter(|layer| !layer.is_empty());
         layers.into_iter().find_map(|layer| layer.get(granule).map(|place| (layer, place)))
     }
 }

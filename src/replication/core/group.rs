@@ -216,6 +216,18 @@ pub enum ToStripes {
     },
     /// The failover did not come about.
     Release,
+    /// What leads back to this epoch and to later ones is kept; `None`: nothing.
+    History {
+        from: Option<Epoch>,
+    },
+    /// The same before going back to an earlier epoch.
+    HoldPast {
+        epoch: Epoch,
+    },
+    /// Answered by `done`, and later by `drained`.
+    RollBack {
+        epoch: Epoch,
+    },
     /// Answered by `done`, and later by `drained`.
     Promote {
         keep: Keep,
@@ -319,10 +331,19 @@ pub enum GroupError {
     #[error("the originals since the last checkpoint were not all kept: only `latest` can be promised")]
     ViewLost,
     #[error(
-        "this node ended without a failover and was rolled back to its last checkpoint, which is all that can be promised: \
-         use keep `checkpoint`"
+        "this node was rolled back to a checkpoint, which is all that can be promised: use keep `checkpoint`"
     )]
     RolledBack,
+    #[error(
+        "epoch {0} is not kept: replication_get_history lists those that are; history_epochs and history_limit_mb say how \
+         many may be"
+    )]
+    NotKept(Epoch),
+    #[error(
+        "the group is {0}: only a secondary without a session can go back, after replication_stop, the loss of its primary or \
+         a failover whose buffer is on the disk"
+    )]
+    NotStopped(&'static str),
     #[error("the group was stopped")]
     Stopped,
     #[error(
@@ -366,6 +387,12 @@ pub enum GroupEvent {
     DiskHealed,
     DrainFailed,
     Drained,
+    /// An exported epoch was given up: its readers hear so.
+    HistoryDropped(Epoch),
+    /// Epochs before this one cannot be shown any more, though the limits would allow it.
+    HistoryLost(Epoch),
+    /// The disks are at this epoch.
+    RolledBack(Epoch),
     /// The disk below a volume is larger than the volume there, and not yet on the other node.
     DiskGrew {
         volume: u16,

@@ -681,6 +681,8 @@ impl PrimaryGroup {
             | StripeEvent::JournalOverrun(_)
             | StripeEvent::JournalFailed
             | StripeEvent::FlushFailed
+            | StripeEvent::HistoryLost(_)
+            | StripeEvent::HistoryShort
             | StripeEvent::DrainFailed(_)
             | StripeEvent::Drained => {}
         }

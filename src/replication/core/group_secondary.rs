@@ -6,6 +6,8 @@
 
 use super::super::{Epoch, Generation, Lineage};
 use super::group::*;
+use super::group_history::RollBack;
+use super::history::History;
 use super::mutation::{Mutation, active};
 use super::promoted::Keep;
 use super::types::{DiskFailure, PeerRefusal, Standing, StripeEvent};
@@ -30,6 +32,8 @@ pub enum SecondaryState {
     /// The primary is gone; view and buffer stand.
     PrimaryLost,
     Fencing,
+    /// Goes back to an earlier checkpoint.
+    RollingBack,
     /// Serves hosts while the buffer drains.
     Draining,
     Standalone,
@@ -44,6 +48,7 @@ impl SecondaryState {
             SecondaryState::Following => "running",
             SecondaryState::PrimaryLost => "primary lost",
             SecondaryState::Fencing => "fencing",
+            SecondaryState::RollingBack => "rolling back",
             SecondaryState::Draining => "serving, draining the buffer",
             SecondaryState::Standalone => "standalone",
             SecondaryState::Stopped => "stopped",
@@ -65,6 +70,10 @@ pub(super) enum Persisting {
     },
     Promotion {
         keep: Keep,
+        command: u64,
+    },
+    /// The disks are about to go back to an earlier checkpoint.
+    RollBack {
         command: u64,
     },
     /// The buffer is on the disk.
@@ -103,6 +112,13 @@ pub(super) enum Spreading {
         command: u64,
         left: u16,
         refused: bool,
+    },
+    /// `asked`: whether each can; otherwise each has begun.
+    RollBack {
+        command: u64,
+        left: u16,
+        refused: bool,
+        asked: bool,
     },
     Extend {
         volume: u16,
@@ -144,16 +160,18 @@ pub struct SecondaryGroup {
     sync_ends_with: Option<Epoch>,
     lost_through: Epoch,
     /// While the record says inconsistent: the buffer still leads back to the last checkpoint.
-    leads_back: bool,
-    /// The disks are at the last checkpoint, to which a journal led back, until a session begins.
-    rolled_back: bool,
+    pub(super) leads_back: bool,
+    /// The disks are at the last checkpoint, to which a journal or a roll-back led, until a session begins.
+    pub(super) rolled_back: bool,
     /// No session has begun since this machine was made.
     restarted: bool,
     /// The record may still name a lineage that the disk has lost.
     disowned: bool,
-    draining: u16,
+    pub(super) history: History,
+    pub(super) rolls_back: Option<RollBack>,
+    pub(super) draining: u16,
     connected: bool,
-    timers: Timers,
+    pub(super) timers: Timers,
 }
 
 pub(super) type Out = Vec<GroupOutput>;
@@ -187,6 +205,8 @@ impl SecondaryGroup {
             leads_back: false,
             restarted: true,
             disowned: false,
+            history: History::default(),
+            rolls_back: None,
             draining: 0,
             connected: false,
             timers: Timers::default(),
@@ -195,6 +215,14 @@ impl SecondaryGroup {
 
     pub fn state(&self) -> SecondaryState {
         self.state
+    }
+
+    pub(super) fn set_state(&mut self, state: SecondaryState) {
+        self.state = state;
+    }
+
+    pub(super) fn failover_timeout_ms(&self) -> u32 {
+        self.config.failover_timeout_ms
     }
 
     pub fn record(&self) -> GroupRecord {
@@ -403,7 +431,9 @@ impl SecondaryGroup {
         let reactors = self.config.reactors;
         let mut retry_later = false;
         match (what, ok) {
-            (Persisting::Nothing | Persisting::Drained, true) | (Persisting::Nothing, false) => {}
+            (Persisting::Nothing, _) => {}
+            (Persisting::Drained, true) => self.rolled_back_recorded(out),
+            (Persisting::RollBack { command }, ok) => self.roll_back_recorded(command, ok, out),
             (Persisting::Disowned, true) => self.disowned = false,
             // Without it a restart would take the node for one in the middle of its drain, or the disk for whole.
             (Persisting::Drained | Persisting::Disowned, false) => {
@@ -459,14 +489,17 @@ impl SecondaryGroup {
         match (sync, kept) {
             (SyncMode::Changed, true) => Originals::Kept,
             (SyncMode::Changed, false) => {
+                self.history.lose_before(Epoch(u64::MAX));
                 self.lost_through = epoch;
                 Originals::Lost(epoch)
             }
             (SyncMode::Full, _) => {
+                self.history.lose_before(Epoch(u64::MAX));
                 self.lost_through = Epoch(0);
                 Originals::Copied
             }
             (SyncMode::None, _) => {
+                self.history.lose_before(Epoch(u64::MAX));
                 self.lost_through = Epoch(0);
                 Originals::Anew
             }
@@ -487,6 +520,7 @@ impl SecondaryGroup {
             }
             Spreading::Hold { left, refused, .. }
             | Spreading::Promotion { left, refused, .. }
+            | Spreading::RollBack { left, refused, .. }
             | Spreading::Extend { left, refused, .. } => {
                 *left = left.saturating_sub(1);
                 *refused |= !ok;
@@ -504,6 +538,9 @@ impl SecondaryGroup {
                     out.push(GroupOutput::Event(GroupEvent::SyncStarted));
                 }
                 self.take_sizes(out);
+                if self.history.is_on() {
+                    self.tell_history(None, out);
+                }
                 if self.connected {
                     let lineage = self.record.lineage;
                     out.push(GroupOutput::Send(Control::Begin { epoch, sync, lineage }));
@@ -517,6 +554,7 @@ impl SecondaryGroup {
                     self.state = SecondaryState::Following;
                     out.push(GroupOutput::Event(GroupEvent::SyncFinished));
                 }
+                self.history_committed(epoch, out);
                 out.push(GroupOutput::Event(GroupEvent::Committed(epoch)));
                 if self.connected {
                     out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Ok }));
@@ -536,6 +574,9 @@ impl SecondaryGroup {
                     reply(out, command, Err(GroupError::ViewLost));
                 }
             }
+            Spreading::RollBack { command, refused, asked, .. } => {
+                self.roll_back_spread(command, refused, asked, out);
+            }
             Spreading::Promotion { command, refused: true, .. } => {
                 self.state = SecondaryState::PrimaryLost;
                 self.timers.cancel(Timer::Deadline);
@@ -546,6 +587,7 @@ impl SecondaryGroup {
                 let drained = self.draining == 0;
                 self.state = if drained { SecondaryState::Standalone } else { SecondaryState::Draining };
                 reply(out, command, Ok(Success::Generation(self.record.generation)));
+                self.history_taken_over(out);
                 self.note_drained(out);
             }
         }
@@ -558,7 +600,9 @@ impl SecondaryGroup {
     pub fn failover(&mut self, command: u64, keep: Keep, out: &mut Out) {
         use SecondaryState::*;
         let error = match self.state {
-            Fencing | Draining | Standalone | Stopped => Some(GroupError::WrongState(self.state.name())),
+            Fencing | RollingBack | Draining | Standalone | Stopped => {
+                Some(GroupError::WrongState(self.state.name()))
+            }
             Waiting | Syncing | Following | PrimaryLost => self.cannot_keep(keep),
         };
         if let Some(error) = error {
@@ -633,6 +677,12 @@ impl SecondaryGroup {
                 self.note_drained(out);
                 self.note_disowned(out);
             }
+            (Timer::Deadline, _) if self.state == SecondaryState::RollingBack => {
+                // As there: when the record ends after all, the roll-back is carried out.
+                if let Persisting::RollBack { command } = self.persisting {
+                    reply(out, command, Err(GroupError::Metadata));
+                }
+            }
             (Timer::Deadline, _) if self.state == SecondaryState::Fencing => {
                 // When the record is written after all, the promotion is carried out.
                 if let Spreading::Hold { command, late, .. } = &mut self.spreading {
@@ -655,13 +705,17 @@ impl SecondaryGroup {
         if self.draining == 0 && self.state == SecondaryState::Draining {
             self.state = SecondaryState::Standalone;
             out.push(GroupOutput::Event(GroupEvent::Drained));
-            self.note_drained(out);
         }
+        self.note_drained(out);
     }
 
     /// What was promised is on the disk: a restart finds it there.
-    fn note_drained(&mut self, out: &mut Out) {
-        if self.state == SecondaryState::Standalone && self.record.inconsistent && !self.is_busy() {
+    pub(super) fn note_drained(&mut self, out: &mut Out) {
+        let ended = match self.state {
+            SecondaryState::RollingBack => self.draining == 0 && self.leads_back,
+            state => state == SecondaryState::Standalone,
+        };
+        if ended && self.record.inconsistent && !self.is_busy() {
             let record = GroupRecord { inconsistent: false, ..self.record };
             self.persist(record, Persisting::Drained, out);
         }
@@ -677,7 +731,10 @@ impl SecondaryGroup {
     /// What a stripe machine had to tell.
     pub fn event(&mut self, event: StripeEvent, out: &mut Out) {
         let event = match event {
+            StripeEvent::HistoryLost(epoch) => return self.history_lost(epoch, out),
+            StripeEvent::HistoryShort => return self.history_short(out),
             StripeEvent::BufferOverrun(epoch) => {
+                self.history_lost(epoch, out);
                 self.lost_through = self.lost_through.max(epoch);
                 out.push(GroupOutput::ToStripes(ToStripes::LoseThrough(epoch)));
                 GroupEvent::BufferOverrun(epoch)
@@ -714,7 +771,7 @@ impl SecondaryGroup {
         out.push(GroupOutput::Disconnect);
         self.disconnected(out);
         match self.state {
-            SecondaryState::Fencing | SecondaryState::Draining => {
+            SecondaryState::Fencing | SecondaryState::RollingBack | SecondaryState::Draining => {
                 return reply(out, command, Err(GroupError::WrongState(self.state.name())));
             }
             SecondaryState::Standalone => {}
@@ -741,6 +798,6 @@ impl SecondaryGroup {
     }
 }
 
-fn reply(out: &mut Out, command: u64, result: Result<Success, GroupError>) {
+pub(super) fn reply(out: &mut Out, command: u64, result: Result<Success, GroupError>) {
     out.push(GroupOutput::Reply { command, result });
 }

@@ -39,6 +39,32 @@ pub trait GranuleMaps<P> {
     /// Drops every undo layer through `epoch`, and the overlay; in constant time.
     fn drop_through(&mut self, epoch: Epoch);
 
+    /// As `drop_through`, but keeps the undo layers, out of the view. Returns the bytes that they hold.
+    fn keep_through(&mut self, epoch: Epoch) -> u64;
+
+    /// Drops what is kept of epochs through `epoch`; of all of them, also what hosts have overwritten.
+    fn drop_kept(&mut self, epoch: Epoch);
+
+    /// What is kept of later epochs than `epoch` is a part of the view again, and so is what hosts have overwritten. The
+    /// overlay is dropped.
+    fn take_back_to(&mut self, epoch: Epoch);
+
+    /// Whether the granule as it was at the end of `epoch` is in memory; no layer of a later epoch is gone.
+    fn past_contains(&self, epoch: Epoch, granule: u64) -> bool;
+
+    /// As `view_read`, of the end of an epoch.
+    fn past_read(&self, epoch: Epoch, range: Range, into: &mut P, at: u32);
+
+    /// Whether what a host's write after a failover replaces is kept.
+    fn overwritten_contains(&self, granule: u64) -> bool;
+
+    /// Keeps what a host's write after a failover replaces, and that is not kept. The granule stands in the content from
+    /// the block on; `None`: the view has it.
+    fn overwritten_insert(&mut self, granule: u64, content: Option<(&P, u32)>) -> Result<(), BufferFull>;
+
+    /// Percent of the history's limit in use.
+    fn history_percent(&self) -> u8;
+
     fn drop_overlay(&mut self);
 
     fn drop_all(&mut self);

@@ -30,11 +30,13 @@
 mod copying;
 mod dirty;
 mod group;
+mod group_history;
 mod group_primary;
 mod group_secondary;
 mod growth;
 mod growth_secondary;
 mod handshake;
+mod history;
 mod identity;
 mod journaling;
 mod lane;
@@ -42,6 +44,7 @@ mod maps;
 #[doc(hidden)]
 pub mod mutation;
 mod pace;
+mod past;
 mod pinning;
 mod primary;
 mod promoted;
@@ -61,6 +64,8 @@ mod copying_tests;
 mod durable_tests;
 #[cfg(test)]
 mod growth_tests;
+#[cfg(test)]
+mod history_tests;
 #[cfg(test)]
 mod identity_model;
 #[cfg(test)]
@@ -87,6 +92,7 @@ pub use group::*;
 pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState};
 pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
 pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
+pub use history::KeptEpoch;
 pub use identity::{Decision, Identity, Resolution, Standpoint, Who, decide, resolve};
 pub use lane::{Answered, Incoming, Outgoing, Run};
 pub use maps::{BufferFull, GranuleMaps};

@@ -103,6 +103,11 @@ impl Disk {
 pub struct Maps {
     pub geometry: Geometry,
     pub undo: BTreeMap<Epoch, BTreeMap<u64, Bytes>>,
+    /// Layers through this epoch lead back to earlier checkpoints.
+    pub kept_through: Epoch,
+    pub overwritten: BTreeMap<u64, Bytes>,
+    /// Granules that are kept of earlier checkpoints.
+    pub history_limit: usize,
     pub overlay: BTreeMap<u64, Bytes>,
     pub reserved: u64,
     /// Granules, over undo and overlay together.
@@ -111,16 +116,40 @@ pub struct Maps {
 
 impl Maps {
     pub fn new(geometry: Geometry, limit: usize) -> Maps {
-        Maps { geometry, undo: BTreeMap::new(), overlay: BTreeMap::new(), reserved: 0, limit }
+        Maps {
+            geometry,
+            undo: BTreeMap::new(),
+            kept_through: Epoch(0),
+            overwritten: BTreeMap::new(),
+            history_limit: usize::MAX,
+            overlay: BTreeMap::new(),
+            reserved: 0,
+            limit,
+        }
     }
 
     fn used(&self) -> usize {
         let pinned = self.reserved / u64::from(self.geometry.granule_blocks * self.geometry.block_bytes);
-        self.undo.values().map(BTreeMap::len).sum::<usize>() + self.overlay.len() + pinned as usize
+        let open = self.open().map(|layer| layer.1.len()).sum::<usize>();
+        open + self.overlay.len() + pinned as usize
+    }
+
+    fn open(&self) -> impl Iterator<Item = (&Epoch, &BTreeMap<u64, Bytes>)> {
+        self.undo.range(self.kept_through.next()..)
+    }
+
+    fn kept(&self) -> usize {
+        let kept = self.undo.range(..=self.kept_through).map(|layer| layer.1.len()).sum::<usize>();
+        kept + self.overwritten.len()
     }
 
     fn view(&self, granule: u64) -> Option<&Bytes> {
-        self.overlay.get(&granule).or_else(|| self.undo.values().find_map(|layer| layer.get(&granule)))
+        self.overlay.get(&granule).or_else(|| self.open().find_map(|(_, layer)| layer.get(&granule)))
+    }
+
+    fn past(&self, epoch: Epoch, granule: u64) -> Option<&Bytes> {
+        let layers = self.undo.range(epoch.next()..).map(|layer| layer.1);
+        layers.chain([&self.overwritten]).find_map(|layer| layer.get(&granule))
     }
 
     fn within(&self, range: Range) -> (u64, u32) {
@@ -141,7 +170,11 @@ impl GranuleMaps<Bytes> for Maps {
         content: &Bytes,
         at: u32,
     ) -> Result<(), BufferFull> {
-        if self.used() >= self.limit {
+        let full = match epoch > self.kept_through {
+            true => self.used() >= self.limit,
+            false => self.kept() >= self.history_limit,
+        };
+        if full {
             return Err(BufferFull);
         }
         // It may have been read when the volume ended within it.
@@ -209,6 +242,59 @@ impl GranuleMaps<Bytes> for Maps {
         self.overlay.clear();
     }
 
+    fn keep_through(&mut self, epoch: Epoch) -> u64 {
+        let before = self.kept();
+        self.kept_through = self.kept_through.max(Epoch(epoch.0.min(u64::MAX - 1)));
+        self.overlay.clear();
+        (self.kept() - before) as u64
+    }
+
+    fn drop_kept(&mut self, epoch: Epoch) {
+        let kept = self.kept_through;
+        self.undo.retain(|&layer, _| layer > epoch.min(kept));
+        if epoch == Epoch(u64::MAX) {
+            self.overwritten.clear();
+        }
+    }
+
+    fn take_back_to(&mut self, epoch: Epoch) {
+        self.kept_through = epoch;
+        self.overlay.clear();
+        let last = self.undo.keys().next_back().map_or(epoch, |last| epoch.max(*last));
+        self.undo.insert(last.next(), std::mem::take(&mut self.overwritten));
+    }
+
+    fn past_contains(&self, epoch: Epoch, granule: u64) -> bool {
+        self.past(epoch, granule).is_some()
+    }
+
+    fn past_read(&self, epoch: Epoch, range: Range, into: &mut Bytes, at: u32) {
+        let (granule, from) = self.within(range);
+        let content = self.past(epoch, granule).expect("the caller asked before");
+        into.copy_from(at, content, from, range.blocks);
+    }
+
+    fn overwritten_contains(&self, granule: u64) -> bool {
+        self.overwritten.contains_key(&granule)
+    }
+
+    fn overwritten_insert(&mut self, granule: u64, content: Option<(&Bytes, u32)>) -> Result<(), BufferFull> {
+        if self.kept() >= self.history_limit {
+            return Err(BufferFull);
+        }
+        let blocks = self.geometry.granule_range(granule).blocks;
+        let content = match content {
+            Some((content, at)) => content.slice(at, blocks).to_vec(),
+            None => self.view(granule).expect("the caller asked before").to_vec(),
+        };
+        assert!(self.overwritten.insert(granule, Bytes::new(content)).is_none(), "kept once");
+        Ok(())
+    }
+
+    fn history_percent(&self) -> u8 {
+        (self.kept() * 100 / self.history_limit.max(1)).min(100) as u8
+    }
+
     fn drop_overlay(&mut self) {
         self.overlay.clear();
     }
@@ -216,17 +302,20 @@ impl GranuleMaps<Bytes> for Maps {
     fn drop_all(&mut self) {
         self.undo.clear();
         self.overlay.clear();
+        self.overwritten.clear();
+        self.kept_through = Epoch(0);
     }
 
     fn remove(&mut self, granule: u64) {
         self.overlay.remove(&granule);
-        self.undo.values_mut().for_each(|layer| {
+        let open = self.undo.range_mut(self.kept_through.next()..);
+        open.for_each(|(_, layer)| {
             layer.remove(&granule);
         });
     }
 
     fn next_buffered(&self, from: u64) -> Option<u64> {
-        let undo = self.undo.values().filter_map(|layer| layer.range(from..).next().map(|entry| *entry.0));
+        let undo = self.open().filter_map(|(_, layer)| layer.range(from..).next().map(|entry| *entry.0));
         undo.chain(self.overlay.range(from..).next().map(|entry| *entry.0)).min()
     }
 
@@ -249,7 +338,7 @@ impl GranuleMaps<Bytes> for Maps {
 
     fn complete(&mut self, range: Range, data: &Data<Bytes>, from: u32) -> Result<(), BufferFull> {
         let (granule, at) = self.within(range);
-        let layers = self.undo.values_mut().chain([&mut self.overlay]);
+        let layers = self.undo.values_mut().chain([&mut self.overlay, &mut self.overwritten]);
         for content in layers.filter_map(|layer| layer.get_mut(&granule)) {
             let mut whole = content.to_vec();
             whole.resize((at + range.blocks) as usize, 0xEE);

@@ -615,7 +615,15 @@ impl Pair {
             ToStripes::Commit { epoch } => {
                 self.with_secondary(reactor, |machine, out| machine.commit(epoch, out));
                 self.own_content.retain(|&lba, _| Self::owner(lba) != reactor);
+                self.secondary_group.moved(self.secondary[reactor].take_moved_bytes());
                 ok = Some(true);
+            }
+            ToStripes::History { from } => self.secondary[reactor].set_history(from),
+            ToStripes::HoldPast { epoch } => ok = Some(self.secondary[reactor].hold_past(epoch)),
+            ToStripes::RollBack { epoch } => {
+                let mut result = Ok(());
+                self.with_secondary(reactor, |machine, out| result = machine.roll_back_to(epoch, out));
+                ok = Some(result.is_ok());
             }
             ToStripes::Extend { bytes, .. } => {
                 ok = Some(self.secondary[reactor].extend(bytes / BLOCK_BYTES).is_ok());
@@ -633,6 +641,7 @@ impl Pair {
             ToStripes::Promote { keep, generation } => {
                 let mut result = Ok(());
                 self.with_secondary(reactor, |machine, out| result = machine.promote(keep, generation, out));
+                self.secondary_group.moved(self.secondary[reactor].take_moved_bytes());
                 ok = Some(result.is_ok());
             }
             _ => {}
@@ -937,6 +946,24 @@ impl Pair {
                 }
                 budget -= 1;
             }
+            self.own_replies.remove(&token)?.ok()?;
+            content.extend(buffer.to_vec());
+        }
+        Some(content)
+    }
+
+    /// The whole volume as it was at the end of an epoch; `None` where that is not kept.
+    pub fn past(&mut self, epoch: Epoch) -> Option<Vec<u8>> {
+        let mut content = Vec::new();
+        let end = self.secondary_sizes.volume;
+        for lba in (0..end).step_by(64) {
+            self.tokens += 1;
+            let blocks = (end - lba).min(64) as u32;
+            let (token, reactor, range) = (self.tokens, Self::owner(lba), Range::new(lba, blocks));
+            let into = bytes(0, blocks);
+            let buffer = into.clone();
+            self.with_secondary(reactor, |machine, out| machine.read_past(token, epoch, range, into, out));
+            while !self.own_replies.contains_key(&token) && self.step() {}
             self.own_replies.remove(&token)?.ok()?;
             content.extend(buffer.to_vec());
         }

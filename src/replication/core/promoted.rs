@@ -74,11 +74,13 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             Keep::Latest => {
                 self.role = Role::Promoted { visible: Epoch(u64::MAX) };
                 self.pin_everything();
-                self.maps.drop_all();
+                self.keep_all();
             }
             Keep::Checkpoint | Keep::Overlay => {
-                if keep == Keep::Checkpoint {
-                    self.maps.drop_overlay();
+                match keep {
+                    Keep::Checkpoint => self.maps.drop_overlay(),
+                    // It goes over the checkpoint, of which nothing is kept.
+                    _ => self.lose_past(Epoch(u64::MAX), out),
                 }
                 self.role = Role::Promoted { visible: self.committed };
                 self.roll_back(out);
@@ -94,7 +96,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// Forwarded writes after the promised epoch are undone: those that wait are forgotten, those on the disk are held
     /// until it gives them back, and their originals drain over them.
-    fn roll_back(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
+    pub(super) fn roll_back(&mut self, out: &mut Vec<SecondaryOutput<P>>) {
         let committed = self.committed;
         let late =
             |write: &Forwarded<P>| !write.belongs_to(committed) && !active(Mutation::RollBackKeepsWaiting);
@@ -180,11 +182,13 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 *left = left.saturating_sub(1);
                 *failed |= !ok;
                 match (*left, *failed) {
+                    (0, _) if own.undone => self.own_end(id, Err(Refusal::Stopped), out),
                     (0, true) => self.own_end(id, Err(Refusal::Disk), out),
                     (0, false) => self.write_own(id, out),
                     _ => {}
                 }
             }
+            OwnStage::Writing if own.undone => self.own_end(id, Err(Refusal::Stopped), out),
             OwnStage::Writing => {
                 if ok {
                     geometry.granules(range).for_each(|granule| self.maps.remove(granule));
@@ -192,7 +196,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 }
                 self.own_end(id, if ok { Ok(()) } else { Err(Refusal::Disk) }, out);
             }
-            OwnStage::Waiting | OwnStage::Reading { .. } => {}
+            OwnStage::Waiting | OwnStage::Reading { .. } | OwnStage::Preserving { .. } => {}
         }
     }
 
@@ -240,6 +244,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             out.push(SecondaryOutput::SubmitFlush { op: id });
         } else {
             self.draining = Draining::Idle;
+            self.note_rolled_back();
             out.push(SecondaryOutput::Event(StripeEvent::Drained));
         }
     }

@@ -11,6 +11,7 @@ use super::group::Originals;
 use super::journaling::Journaling;
 use super::maps::{BufferFull, GranuleMaps};
 use super::mutation::{Mutation, active};
+use super::past::Past;
 use super::pinning::{Progress, Room};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
@@ -223,6 +224,7 @@ pub struct SecondaryStripes<P, M> {
     /// Originals of epochs through this one were not all kept.
     pub(super) lost_through: Epoch,
     pub(super) journaling: Journaling,
+    pub(super) past: Past,
     /// Pinned writes in the order of arrival.
     pub(super) pins: Vec<(u64, OpId)>,
     pub(super) barriers: Vec<OpId>,
@@ -267,6 +269,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             open: committed,
             lost_through: if config.buffer { Epoch(0) } else { NEVER },
             journaling: Journaling::default(),
+            past: Past::default(),
             pins: Vec::new(),
             barriers: Vec::new(),
             changes: 0,
@@ -339,6 +342,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             self.open = base;
             self.lost_through = if self.config.buffer { lost_through } else { NEVER };
             self.maps.drop_all();
+            self.forget_past(base);
         }
         self.pin_everything();
         // What it copies differs from what the disk had; of a full sync the copies themselves tell.
@@ -484,6 +488,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         wanted && !active(Mutation::SkipPreserve)
     }
 
+    /// The same, for the last checkpoint's sake or that of an earlier one.
+    fn keeps(&self, epoch: Epoch) -> bool {
+        self.preserves(epoch) || self.keeps_past(epoch)
+    }
+
     /// The write holds its range: preserve what its epoch lacks, or write at once.
     pub(super) fn start(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let Some(Op::Forwarded(write)) = self.ops.get(id) else { return };
@@ -495,7 +504,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             return self.submit_write(id, out);
         }
         let mut left = 0;
-        if self.preserves(epoch) {
+        if self.keeps(epoch) {
             let mut missing: Option<Range> = None;
             for granule in self.config.geometry.granules(range) {
                 if self.maps.undo_contains(epoch, granule) {
@@ -613,11 +622,17 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         if !ended {
             return;
         }
-        let (preserves, promising) = (self.preserves(epoch), self.promising);
+        let promising = self.promising;
+        let needed = self.preserves(epoch) || promising && self.keeps_past(epoch);
         let Some(write) = self.forwarded_mut(id) else { return };
         let failed = matches!(write.stage, Stage::Preserving { failed: true, .. });
-        match (failed && preserves, write.answered) {
-            (false, _) => self.secure(id, out),
+        match (failed && needed, write.answered) {
+            (false, _) => {
+                if failed && self.keeps_past(epoch) {
+                    self.lose_past(epoch, out);
+                }
+                self.secure(id, out);
+            }
             (true, true) if promising => write.stage = Stage::Withheld,
             // The primary was told that it is held: it goes in, and the roll-back is what is lost.
             (true, true) => {
@@ -632,16 +647,25 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     fn keep(&mut self, epoch: Epoch, range: Range, content: &P, out: &mut Vec<SecondaryOutput<P>>) -> bool {
         let epoch = if active(Mutation::PreserveForLaterEpoch) { epoch.next() } else { epoch };
         for granule in self.config.geometry.granules(range) {
-            if !self.preserves(epoch) {
+            if !self.keeps(epoch) {
                 return true;
             }
             let at = (self.config.geometry.granule_range(granule).lba - range.lba) as u32;
-            if !self.maps.undo_contains(epoch, granule)
-                && self.maps.undo_insert(epoch, granule, content, at).is_err()
+            if self.maps.undo_contains(epoch, granule)
+                || self.maps.undo_insert(epoch, granule, content, at).is_ok()
             {
-                if self.promising {
-                    return false;
-                }
+                continue;
+            }
+            if self.promising {
+                return false;
+            }
+            if !self.preserves(epoch) {
+                self.lose_past(epoch, out);
+                continue;
+            }
+            // Earlier checkpoints go first.
+            self.lose_past(self.committed, out);
+            if self.maps.undo_insert(epoch, granule, content, at).is_err() {
                 self.lose(self.open, out);
             }
         }
@@ -867,7 +891,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         }
         self.committed = epoch;
         self.open = self.open.max(epoch);
-        self.maps.drop_through(epoch);
+        self.keep_committed(epoch);
         self.changes += 1;
         self.watermark = 0;
         self.room(out);

@@ -203,6 +203,8 @@ pub enum Refusal {
     NoView,
     #[error("the group was stopped")]
     Stopped,
+    #[error("the checkpoint is not kept any more; replication_get_history lists those that are")]
+    Dropped,
 }
 
 /// Something a host asks of a volume.
@@ -339,6 +341,10 @@ pub enum StripeEvent {
     JournalOverrun(Epoch),
     /// The journal failed a write: nothing is applied any more.
     JournalFailed,
+    /// No room for an original, or it could not be read: checkpoints before this epoch cannot be shown any more.
+    HistoryLost(Epoch),
+    /// Room for what leads back to earlier checkpoints is short.
+    HistoryShort,
     /// A write of the buffer's content to the disk failed; it is retried.
     DrainFailed(Range),
     /// Everything that the buffer held after a failover is on the disk.

@@ -7,6 +7,7 @@
 use super::super::Epoch;
 use super::maps::GranuleMaps;
 use super::mutation::{Mutation, active};
+use super::past::{buffered, read_buffered};
 use super::range_lock::LockId;
 use super::secondary::{Op, Role, SecondaryOutput, SecondaryStripes};
 use super::table::OpId;
@@ -33,6 +34,10 @@ pub(super) enum OwnStage {
         failed: bool,
         changes: u64,
     },
+    /// What the write replaces is read, to be kept.
+    Preserving {
+        left: u16,
+    },
     /// Granules that the write covers in part go from the maps to the disk first.
     Moving {
         left: u16,
@@ -56,6 +61,10 @@ pub(super) struct Own<P> {
     pub stage: OwnStage,
     pub lock: OwnLock,
     pub bases: SmallVec<[(u64, P); 2]>,
+    /// A read of the volume as it was at the end of this epoch.
+    pub at: Option<Epoch>,
+    /// A roll-back overtook the write: what it does is undone.
+    pub undone: bool,
 }
 
 impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
@@ -73,6 +82,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let refusal = match range {
             _ if !self.config.buffer && self.role == Role::Follower => Some(Refusal::NoView),
             _ if !self.has_view() => Some(Refusal::ViewLost),
+            _ if self.refuses(&kind) => Some(Refusal::Stopped),
             range if range.end() > self.config.geometry.blocks => Some(Refusal::OutOfRange),
             range if range.blocks == 0 && !flush => Some(Refusal::OutOfRange),
             _ => None,
@@ -80,9 +90,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         if let Some(refusal) = refusal {
             return out.push(SecondaryOutput::Reply { token, result: Err(refusal) });
         }
-        let own =
-            Own { token, kind, range, stage: OwnStage::Waiting, lock: OwnLock::None, bases: SmallVec::new() };
-        self.enter(own, out);
+        self.enter(Own::new(token, kind, range), out);
     }
 
     pub(super) fn enter(&mut self, own: Own<P>, out: &mut Vec<SecondaryOutput<P>>) {
@@ -113,11 +121,15 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// The command holds what it needs and begins.
     pub(super) fn own_granted(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
         let promoted = self.role != Role::Follower;
+        let Some(Op::Own(own)) = self.ops.get(id) else { return };
+        if self.refuses(&own.kind) {
+            return self.own_end(id, Err(Refusal::Stopped), out);
+        }
         let Some(own) = self.own_mut(id) else { return };
         match (&own.kind, promoted) {
             (OwnKind::Read { .. } | OwnKind::Compare { .. }, _) => self.read(id, out),
             (OwnKind::Write { .. }, false) => self.fill(id, out),
-            (OwnKind::Write { .. }, true) => self.move_aside(id, out),
+            (OwnKind::Write { .. }, true) => self.preserve_own(id, out),
             // The view is memory, and the disk's share of it is the primary's to flush.
             (OwnKind::Flush, false) => self.own_end(id, Ok(()), out),
             (OwnKind::Flush, true) => {
@@ -129,12 +141,15 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// Copies what the maps have, reads the rest.
     fn read(&mut self, id: OpId, out: &mut Vec<SecondaryOutput<P>>) {
-        if !self.has_view() {
-            return self.own_end(id, Err(Refusal::ViewLost), out);
-        }
         let (geometry, changes) = (self.config.geometry, self.changes);
         let Some(Op::Own(own)) = self.ops.get(id) else { return };
-        let pinned = self.visible_pins(own.range);
+        let at = own.at;
+        match at {
+            Some(epoch) if !self.shows(epoch) => return self.own_end(id, Err(Refusal::Dropped), out),
+            None if !self.has_view() => return self.own_end(id, Err(Refusal::ViewLost), out),
+            _ => {}
+        }
+        let pinned = self.visible_pins(own.range, self.visible(at));
         let held = |piece: Range| pinned.iter().any(|pin| pin.intersection(piece) == Some(piece));
         let Some(Op::Own(own)) = self.ops.get_mut(id) else { return };
         let range = own.range;
@@ -150,9 +165,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         };
         for granule in geometry.granules(range) {
             let Some(piece) = geometry.granule_range(granule).intersection(range) else { continue };
-            if self.maps.view_contains(granule) {
+            if buffered(&self.maps, at, granule) {
                 ask(&mut missing, into);
-                self.maps.view_read(piece, into, (piece.lba - range.lba) as u32);
+                read_buffered(&self.maps, at, piece, into, (piece.lba - range.lba) as u32);
             } else if held(piece) {
                 ask(&mut missing, into);
             } else {
@@ -204,7 +219,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         if failed {
             return self.own_end(id, Err(Refusal::Disk), out);
         }
-        let (range, geometry) = (own.range, self.config.geometry);
+        let (range, geometry, at) = (own.range, self.config.geometry, own.at);
+        let visible = self.visible(at);
+        let Some(own) = self.own_mut(id) else { return };
         let mut taken = match &mut own.kind {
             OwnKind::Read { into } | OwnKind::Compare { scratch: into, .. } => into.clone(),
             _ => return,
@@ -214,10 +231,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             if active(Mutation::NoSecondLook) {
                 continue;
             }
-            if self.maps.view_contains(granule) {
-                self.maps.view_read(piece, &mut taken, (piece.lba - range.lba) as u32);
+            if buffered(&self.maps, at, granule) {
+                read_buffered(&self.maps, at, piece, &mut taken, (piece.lba - range.lba) as u32);
             } else {
-                self.patch(piece, &mut taken, (piece.lba - range.lba) as u32);
+                self.patch(piece, &mut taken, (piece.lba - range.lba) as u32, visible);
             }
         }
         let Some(own) = self.own_mut(id) else { return };
@@ -256,31 +273,32 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         self.own_unlock(lock, out);
     }
 
-    fn visible(&self) -> Epoch {
-        match self.role {
-            Role::Follower => self.committed,
-            Role::Promoted { visible } => visible,
+    /// The last epoch that belongs to the content, now or at the end of an epoch.
+    fn visible(&self, at: Option<Epoch>) -> Epoch {
+        match (at, self.role) {
+            (Some(epoch), _) => epoch,
+            (None, Role::Follower) => self.committed,
+            (None, Role::Promoted { visible }) => visible,
         }
     }
 
     /// The parts of a range that need not be read from the disk, which may hang.
-    fn visible_pins(&self, range: Range) -> SmallVec<[Range; 8]> {
+    fn visible_pins(&self, range: Range, visible: Epoch) -> SmallVec<[Range; 8]> {
         let pins = self.pins.iter().filter_map(|&(_, id)| match self.ops.get(id) {
-            Some(Op::Forwarded(write)) if write.belongs_to(self.visible()) => write.range.intersection(range),
+            Some(Op::Forwarded(write)) if write.belongs_to(visible) => write.range.intersection(range),
             _ => None,
         });
         pins.collect()
     }
 
     /// Puts pinned writes that belong to the view over what was read from the disk.
-    fn patch(&self, range: Range, into: &mut P, at: u32) {
+    fn patch(&self, range: Range, into: &mut P, at: u32, visible: Epoch) {
         if active(Mutation::ForgetPins) {
             return;
         }
         for &(_, id) in &self.pins {
             let Some(Op::Forwarded(write)) = self.ops.get(id) else { continue };
-            if let Some(piece) = write.range.intersection(range).filter(|_| write.belongs_to(self.visible()))
-            {
+            if let Some(piece) = write.range.intersection(range).filter(|_| write.belongs_to(visible)) {
                 let from = (piece.lba - write.range.lba) as u32;
                 write.data.copy_to(from, into, at + (piece.lba - range.lba) as u32, piece.blocks);
             }
@@ -319,6 +337,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     ) {
         let granule = self.config.geometry.granule_of(range.lba);
         let Some(own) = self.own_mut(id) else { return };
+        if matches!(own.stage, OwnStage::Preserving { .. }) {
+            return self.own_preserved(id, range, content.as_ref(), out);
+        }
         let OwnStage::Reading { left, failed, .. } = &mut own.stage else { return };
         *left = left.saturating_sub(1);
         *failed |= content.is_none();
@@ -346,7 +367,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
         let OwnKind::Write { data, .. } = &own.kind else { return };
         let data = data.clone();
         for (granule, base) in &mut bases {
-            self.patch(geometry.granule_range(*granule), base, 0);
+            self.patch(geometry.granule_range(*granule), base, 0, self.visible(None));
         }
         let mut full = self.maps.fullness() >= OVERLAY_LIMIT_PERCENT;
         for granule in geometry.granules(range) {

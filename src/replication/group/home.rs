@@ -5,9 +5,10 @@
 //! is ignored.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -15,13 +16,14 @@ use uuid::Uuid;
 
 use super::dial::Dial;
 use super::faults::{Fault, Faults};
+use super::history::Export;
 use super::options::*;
 use super::verify::VerifyReport;
 use super::{HOME, orders};
 use crate::bdev::{Access, Bdev, WatchId};
 use crate::env::{SgList, clock};
 use crate::reactor::{self, Reply, TimerHandler};
-use crate::replication::buffer::Quota;
+
 use crate::replication::core::*;
 use crate::replication::journal::Journal;
 use crate::replication::link::{
@@ -29,7 +31,7 @@ use crate::replication::link::{
     parse_control,
 };
 use crate::replication::metadata::{FileRole, Record, VolumeRecord, Writer, WriterOwner};
-use crate::replication::volume::{Shard, ShardEvent, VolumeShared};
+use crate::replication::volume::{Quotas, Shard, ShardEvent, VolumeShared};
 use crate::replication::{Epoch, Generation};
 
 /// How often the peers tell each other that they are there. Each may have a timeout of its own, so this goes by the
@@ -54,7 +56,8 @@ pub(super) struct Fixed {
     pub reactors: u16,
     pub buffer: bool,
     pub granule_bytes: u32,
-    pub quota: Arc<Quota>,
+    pub quotas: Quotas,
+    pub exports: Mutex<Vec<Export>>,
     pub journal: Option<Journal>,
     /// Changes at run time.
     pub peer_timeout_ms: AtomicU32,
@@ -85,6 +88,10 @@ impl Fixed {
         self.promoted_generation.store(promoted, Ordering::Relaxed);
     }
 
+    pub fn exports(&self) -> MutexGuard<'_, Vec<Export>> {
+        self.exports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn peer_timeout(&self) -> Duration {
         Duration::from_millis(self.peer_timeout_ms.load(Ordering::Relaxed).into())
     }
@@ -101,7 +108,7 @@ impl Fixed {
         let made = shard.become_secondary(
             self.buffer,
             self.journal.as_ref(),
-            &self.quota,
+            &self.quotas,
             HUNG_IO,
             generation,
             committed,
@@ -152,6 +159,8 @@ pub(super) struct Home {
     pub error: RefCell<Option<String>>,
     pub faults: RefCell<Faults>,
     pub verify: VerifyReport,
+    /// When the checkpoints that are kept were committed, in ms since 1970.
+    pub commit_times: RefCell<BTreeMap<Epoch, u64>>,
     heartbeats: Cell<u64>,
     /// When the copy that runs began.
     syncing_since_ns: Cell<u64>,
@@ -185,6 +194,7 @@ impl Home {
             error: RefCell::default(),
             faults: RefCell::default(),
             verify: VerifyReport::default(),
+            commit_times: RefCell::default(),
             heartbeats: Cell::new(0),
             syncing_since_ns: Cell::new(0),
             copies: RefCell::default(),
@@ -420,7 +430,13 @@ impl Home {
                 self.faults.borrow_mut().clear(Fault::Disk);
                 self.fixed.tell("replication_drained", "the disk buffer is on the disk");
             }
-            GroupEvent::Committed(_) => self.faults.borrow_mut().clear(Fault::Checkpoint),
+            GroupEvent::Committed(epoch) => {
+                self.faults.borrow_mut().clear(Fault::Checkpoint);
+                self.note_commit(epoch);
+            }
+            GroupEvent::HistoryDropped(_) | GroupEvent::HistoryLost(_) | GroupEvent::RolledBack(_) => {
+                self.history_event(event);
+            }
             GroupEvent::VerifyStarted => self.verify_started(),
             GroupEvent::VerifyEnded(how) => self.verify_ended(how),
             GroupEvent::DiskGrew { .. }
@@ -431,7 +447,7 @@ impl Home {
     }
 
     /// Something failed that stays in sight until it has healed; told once.
-    fn fault(&self, kind: Fault, event: &'static str, text: String) {
+    pub(super) fn fault(&self, kind: Fault, event: &'static str, text: String) {
         if self.faults.borrow_mut().set(kind, &text) {
             tracing::warn!("group `{}`: {text}", self.fixed.name);
             self.fixed.tell(event, text);

@@ -15,14 +15,14 @@ use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
 use crate::replication::core::*;
 use crate::replication::metadata::Store;
-use crate::replication::volume::{self, Shard, ShardUsage, VolumeShared, shard_of};
+use crate::replication::volume::{self, Quotas, Shard, ShardUsage, VolumeShared, shard_of};
 use crate::replication::{Epoch, Generation, Lineage};
 
 /// The most groups of a node, and the most volumes of a group: what one hello and one record hold.
 const MAX_GROUPS: usize = 64;
 const MAX_VOLUMES: usize = 64;
 /// How long a reactor may take for something that waits for nothing.
-const SOON: Duration = Duration::from_secs(5);
+pub(super) const SOON: Duration = Duration::from_secs(5);
 /// Above every deadline of the machines, so that theirs names what hung.
 const MARGIN: Duration = Duration::from_secs(3);
 /// A granule is at least a block, and at most what a partial write should have to read.
@@ -35,8 +35,8 @@ struct Entry {
 
 /// The groups of a node. From the control thread.
 pub struct Groups {
-    reactors: Arc<ReactorSet>,
-    registry: Arc<Registry>,
+    pub(super) reactors: Arc<ReactorSet>,
+    pub(super) registry: Arc<Registry>,
     observer: Observer,
     groups: Mutex<BTreeMap<String, Entry>>,
 }
@@ -62,7 +62,11 @@ impl Groups {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fixed(&self, name: &str) -> Result<Arc<Fixed>, ReplicationError> {
+    pub(super) fn all_fixed(&self) -> Vec<Arc<Fixed>> {
+        self.lock().values().map(|entry| entry.fixed.clone()).collect()
+    }
+
+    pub(super) fn fixed(&self, name: &str) -> Result<Arc<Fixed>, ReplicationError> {
         let found = self.lock().get(name).map(|entry| entry.fixed.clone());
         found.ok_or_else(|| ReplicationError::NotFound(name.to_string()))
     }
@@ -98,6 +102,9 @@ impl Groups {
             let granule = secondary.granule_bytes;
             if !granule.is_power_of_two() || !(512..=GRANULE_MAX).contains(&granule) {
                 return invalid("granule_kb must be a power of two from 1 to 1024".to_string());
+            }
+            if secondary.history_epochs > 0 && !secondary.disk_buffer {
+                return invalid("history_epochs needs a disk buffer: set disk_buffer to true".to_string());
             }
             if secondary.journal.is_some() && !secondary.disk_buffer {
                 return invalid("buffer_journal is for a disk buffer: set disk_buffer to true".to_string());
@@ -181,7 +188,8 @@ impl Groups {
             reactors,
             buffer,
             granule_bytes,
-            quota: Arc::new(Quota::new(limit)),
+            quotas: Quotas { buffer: Arc::new(Quota::new(limit)), history: Arc::new(Quota::new(0)) },
+            exports: Mutex::default(),
             journal,
             peer_timeout_ms: AtomicU32::new(options.peer_timeout_ms),
             observer: self.observer.clone(),
@@ -245,7 +253,10 @@ impl Groups {
             let machine = machine(&shared, record);
             let home = Home::install(shared.clone(), machine, writer);
             match &shared.role {
-                RoleOptions::Secondary(options) => home.listen(options.listen)?,
+                RoleOptions::Secondary(options) => {
+                    home.listen(options.listen)?;
+                    shared.set_history(&home, options.history_epochs, options.history_limit_bytes);
+                }
                 RoleOptions::Primary(_) => {}
             }
             Ok(())
@@ -272,6 +283,7 @@ impl Groups {
     }
 
     fn tear_down(&self, fixed: &Arc<Fixed>) {
+        self.end_exports(fixed);
         for bdev in &fixed.bdevs {
             if self.registry.get(bdev.name()).is_ok_and(|known| known.serial() == bdev.serial())
                 && let Err(error) = self.registry.pull_out(bdev, &self.reactors)
@@ -312,6 +324,9 @@ impl Groups {
             let name = bdev.name().to_string();
             return Err(crate::bdev::BdevError::Claimed { name, claimant }.into());
         }
+        if let Some((name, claimant)) = Groups::export_in_use(&fixed) {
+            return Err(crate::bdev::BdevError::Claimed { name, claimant }.into());
+        }
         self.tear_down(&fixed);
         fixed.volumes.iter().for_each(|volume| volume.base.release());
         self.lock().remove(name);
@@ -320,15 +335,14 @@ impl Groups {
 
     /// Ends every group in order: what is in flight ends, nothing new comes.
     pub fn delete_all(&self) {
-        let all: Vec<Arc<Fixed>> = self.lock().values().map(|entry| entry.fixed.clone()).collect();
-        for fixed in all {
+        for fixed in self.all_fixed() {
             self.tear_down(&fixed);
             fixed.volumes.iter().for_each(|volume| volume.base.release());
             self.lock().remove(&fixed.name);
         }
     }
 
-    fn ask(
+    pub(super) fn ask(
         &self,
         fixed: &Arc<Fixed>,
         deadline: Duration,
@@ -481,23 +495,38 @@ impl Groups {
         if for_primary && !fixed.is_primary() {
             return Err(ReplicationError::Role(name.to_string(), "secondary"));
         }
-        if changes.buffer_limit_bytes.is_some() && fixed.is_primary() {
+        let for_secondary = changes.buffer_limit_bytes.is_some()
+            || changes.history_epochs.is_some()
+            || changes.history_limit_bytes.is_some();
+        if for_secondary && fixed.is_primary() {
             return Err(ReplicationError::Role(name.to_string(), "primary"));
         }
         if let Some(limit) = changes.buffer_limit_bytes {
-            fixed.quota.set_limit_bytes(limit);
+            fixed.quotas.buffer.set_limit_bytes(limit);
         }
         if let Some(timeout) = changes.peer_timeout_ms {
             fixed.peer_timeout_ms.store(timeout, Ordering::Relaxed);
+        }
+        let for_history = changes.history_epochs.is_some() || changes.history_limit_bytes.is_some();
+        if for_history && !fixed.buffer {
+            let text = "the group keeps no disk buffer, so it has no history".to_string();
+            return Err(ReplicationError::Invalid(text));
         }
         let kept = self.lock().get_mut(name).map(|entry| {
             keep(&mut entry.options, changes);
             entry.options.role.clone()
         });
         let copies = kept.as_ref().and_then(primary).filter(|_| changes.has_copies()).map(copies);
-        let serial = fixed.serial;
+        let history = match &kept {
+            Some(RoleOptions::Secondary(s)) if for_history => Some((s.history_epochs, s.history_limit_bytes)),
+            _ => None,
+        };
+        let (serial, shared) = (fixed.serial, fixed.clone());
         let apply = move || {
             let Some(home) = home_of(serial) else { return };
+            if let Some((epochs, limit_bytes)) = history {
+                shared.set_history(&home, epochs, limit_bytes);
+            }
             home.primary(|group, out| {
                 if let Some(timeout) = changes.checkpoint_timeout_ms {
                     group.set_timeouts(timeout, out);
@@ -574,6 +603,12 @@ impl Groups {
         let verify = verify.map(|(info, took)| info.with_progress(took, sum(|u| u.verified_bytes), total));
         let differs = verify.as_ref().and_then(VerifyInfo::complaint);
         let error = sizes::complaint(&volumes).or(error).or(differs);
+        let history = match &options.role {
+            RoleOptions::Secondary(s) if s.history_epochs > 0 => {
+                Some(self.describe_history(fixed, s.history_epochs)?)
+            }
+            _ => None,
+        };
         let (ack, policy, peer) = match &options.role {
             RoleOptions::Primary(p) => (ack_name(p.ack), policy_name(p.on_link_loss), p.peer),
             RoleOptions::Secondary(s) => ("", "", s.listen),
@@ -599,8 +634,9 @@ impl Groups {
                 undo_bytes: sum(|u| u.undo_bytes),
                 overlay_bytes: sum(|u| u.overlay_bytes),
                 pinned_bytes: sum(|u| u.redo_bytes),
-                limit_bytes: fixed.quota.limit_bytes(),
+                limit_bytes: fixed.quotas.buffer.limit_bytes(),
             },
+            history,
             journal: fixed.journal.as_ref().map(|journal| JournalInfo {
                 journal: journal.place().to_string(),
                 size_bytes: journal.size_bytes(),
@@ -643,6 +679,9 @@ fn keep(options: &mut GroupOptions, changes: Changes) {
         }
         RoleOptions::Secondary(secondary) => {
             secondary.buffer_limit_bytes = changes.buffer_limit_bytes.unwrap_or(secondary.buffer_limit_bytes);
+            secondary.history_epochs = changes.history_epochs.unwrap_or(secondary.history_epochs);
+            secondary.history_limit_bytes =
+                changes.history_limit_bytes.unwrap_or(secondary.history_limit_bytes);
         }
     }
 }
@@ -729,6 +768,8 @@ mod tests {
             disk_buffer: true,
             buffer_limit_bytes: 1 << 20,
             granule_bytes: 4096,
+            history_epochs: 0,
+            history_limit_bytes: 1 << 20,
             journal: None,
         }));
         keep(

@@ -15,6 +15,7 @@ mod accept;
 mod claim;
 mod dial;
 mod faults;
+mod history;
 mod home;
 mod list;
 mod options;
@@ -24,6 +25,7 @@ mod recover;
 mod sizes;
 mod verify;
 
+pub use history::{EpochInfo, HISTORY_EPOCHS_MAX, HistoryInfo};
 pub use list::Groups;
 pub use options::*;
 pub use recorded::RecordRefusal;

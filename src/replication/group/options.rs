@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::history::HistoryInfo;
 use super::recorded::RecordRefusal;
 use super::verify::VerifyInfo;
 use crate::bdev::BdevError;
@@ -73,6 +74,9 @@ pub struct SecondaryOptions {
     pub disk_buffer: bool,
     pub buffer_limit_bytes: u64,
     pub granule_bytes: u32,
+    /// Checkpoints that are kept before the last one; 0: none.
+    pub history_epochs: u32,
+    pub history_limit_bytes: u64,
     /// Where originals are kept durably.
     pub journal: Option<JournalOptions>,
 }
@@ -107,6 +111,8 @@ pub struct Changes {
     pub resync_checksum: Option<bool>,
     pub resync_paused: Option<bool>,
     pub buffer_limit_bytes: Option<u64>,
+    pub history_epochs: Option<u32>,
+    pub history_limit_bytes: Option<u64>,
     pub peer_timeout_ms: Option<u32>,
 }
 
@@ -210,6 +216,8 @@ pub struct GroupInfo {
     /// An upper bound of the bytes that the peer lacks.
     pub dirty_bytes: u64,
     pub buffer: BufferInfo,
+    /// Of a secondary that keeps earlier checkpoints.
+    pub history: Option<HistoryInfo>,
     /// Of a secondary that has one.
     pub journal: Option<JournalInfo>,
     /// While the disks are being made equal; a primary knows.

@@ -71,7 +71,22 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         ToStripes::Settle { epoch } => shard.settle(epoch),
         ToStripes::Commit { epoch } => {
             shard.commit(epoch);
-            tell(serial, |home| home.secondary(|group, out| group.done(true, out)));
+            let moved = shard.take_moved_bytes();
+            tell(serial, move |home| {
+                home.secondary(|group, out| {
+                    group.moved(moved);
+                    group.done(true, out);
+                });
+            });
+        }
+        ToStripes::History { from } => shard.set_history(from),
+        ToStripes::HoldPast { epoch } => {
+            let held = shard.hold_past(epoch);
+            tell(serial, move |home| home.secondary(|group, out| group.done(held, out)));
+        }
+        ToStripes::RollBack { epoch } => {
+            let ok = shard.roll_back(epoch).is_ok();
+            tell(serial, move |home| home.secondary(|group, out| group.done(ok, out)));
         }
         ToStripes::Extend { volume, bytes } => {
             let room = shard.extend(volume, bytes);
@@ -92,7 +107,13 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         ToStripes::Promote { keep, generation } => {
             let made = fixed.become_secondary(shard, generation, fixed.committed());
             let ok = made && shard.promote(keep, generation).is_ok();
-            tell(serial, move |home| home.secondary(|group, out| group.done(ok, out)));
+            let moved = shard.take_moved_bytes();
+            tell(serial, move |home| {
+                home.secondary(|group, out| {
+                    group.moved(moved);
+                    group.done(ok, out);
+                });
+            });
         }
     }
 }

@@ -17,11 +17,18 @@ use super::payload;
 use super::piece::Piece;
 use crate::bdev::{Bdev, BdevError, BdevOptions, Channel, Device, DeviceChannel, Io, IoError, IoOwner, Op};
 use crate::reactor;
+use crate::replication::Epoch;
 use crate::replication::buffer::index::GRANULES_MAX;
 use crate::replication::core::{Geometry, STRIPE_BYTES};
 
 /// Boxes that a channel keeps for reuse: as many as a deep queue needs.
 const KEPT_PIECES: usize = 1024;
+
+/// Names a volume or a channel, for good.
+fn next_serial() -> u64 {
+    static SERIAL: AtomicU64 = AtomicU64::new(1);
+    SERIAL.fetch_add(1, Ordering::Relaxed)
+}
 
 /// What all reactors know of a volume.
 pub struct VolumeShared {
@@ -47,9 +54,8 @@ impl VolumeShared {
         owners: u16,
         granule_bytes: u32,
     ) -> Arc<VolumeShared> {
-        static SERIAL: AtomicU64 = AtomicU64::new(1);
         Arc::new(VolumeShared {
-            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            serial: next_serial(),
             name: name.to_string(),
             group: group.to_string(),
             base,
@@ -115,16 +121,7 @@ impl Device for Volume {
 
     fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {
         let base = self.shared.base.channel()?;
-        let channel = Rc::new(VolumeChannel {
-            shared: self.shared.clone(),
-            base,
-            block_size: bdev.block_size(),
-            here: reactor::core_index(),
-            parents: RefCell::default(),
-            pieces: RefCell::default(),
-        });
-        CHANNELS.with(|c| c.borrow_mut().insert(self.shared.serial, Rc::downgrade(&channel)));
-        Ok(channel)
+        Ok(VolumeChannel::open(self.shared.clone(), base, bdev, None))
     }
 
     fn driver_specific(&self) -> serde_json::Value {
@@ -145,6 +142,55 @@ impl Device for Volume {
     }
 }
 
+/// A volume as it was at the end of an epoch. Reads only.
+struct Past {
+    shared: Arc<VolumeShared>,
+    epoch: Epoch,
+}
+
+/// Makes the bdev of a volume as it was at the end of an epoch; reads of it end with [`IoError::Removed`] when the
+/// epoch is not kept any more.
+pub fn create_past(
+    name: &str,
+    uuid: Uuid,
+    shared: &Arc<VolumeShared>,
+    epoch: Epoch,
+) -> Result<Arc<Bdev>, BdevError> {
+    let options = BdevOptions {
+        name: name.to_string(),
+        aliases: Vec::new(),
+        uuid,
+        block_size: shared.base.block_size(),
+        num_blocks: shared.num_blocks(),
+    };
+    Bdev::new(options, Box::new(Past { shared: shared.clone(), epoch }))
+}
+
+impl Device for Past {
+    fn product_name(&self) -> &'static str {
+        "Checkpoint of a replicated volume"
+    }
+
+    fn supports(&self, op: Op) -> bool {
+        !matches!(op, Op::Compare)
+    }
+
+    fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {
+        let base = self.shared.base.channel()?;
+        Ok(VolumeChannel::open(self.shared.clone(), base, bdev, Some(self.epoch)))
+    }
+
+    fn driver_specific(&self) -> serde_json::Value {
+        let (group, volume) = (&self.shared.group, &self.shared.name);
+        serde_json::json!({"replication_epoch": {"group": group, "volume": volume, "epoch": self.epoch.0}})
+    }
+
+    /// An epoch does not outlive the node.
+    fn config(&self) -> Option<(&'static str, serde_json::Value)> {
+        None
+    }
+}
+
 struct Parent {
     io: Box<Io>,
     left: u32,
@@ -152,6 +198,9 @@ struct Parent {
 
 struct VolumeChannel {
     shared: Arc<VolumeShared>,
+    serial: u64,
+    /// Shows the volume as it was at the end of this epoch.
+    at: Option<Epoch>,
     base: Rc<Channel>,
     block_size: u32,
     here: usize,
@@ -167,19 +216,40 @@ thread_local! {
 /// A piece came back to the reactor that sent it.
 pub(super) fn piece_done(piece: Box<Piece>) {
     // The channel lives while a command of its is in flight: the command's box holds it.
-    if let Some(channel) = CHANNELS.with(|c| c.borrow().get(&piece.volume.serial).and_then(Weak::upgrade)) {
+    if let Some(channel) = CHANNELS.with(|c| c.borrow().get(&piece.channel).and_then(Weak::upgrade)) {
         channel.piece_done(piece);
     }
 }
 
 impl VolumeChannel {
+    fn open(
+        shared: Arc<VolumeShared>,
+        base: Rc<Channel>,
+        bdev: &Bdev,
+        at: Option<Epoch>,
+    ) -> Rc<VolumeChannel> {
+        let channel = Rc::new(VolumeChannel {
+            shared,
+            serial: next_serial(),
+            at,
+            base,
+            block_size: bdev.block_size(),
+            here: reactor::core_index(),
+            parents: RefCell::default(),
+            pieces: RefCell::default(),
+        });
+        CHANNELS.with(|c| c.borrow_mut().insert(channel.serial, Rc::downgrade(&channel)));
+        channel
+    }
+
     fn owner_of(&self, lba: u64) -> usize {
         usize::from(Geometry::owner_of(lba, self.block_size, self.shared.owners))
     }
 
     fn piece(&self, parent: u32, io: &Io, lba: u64, blocks: u32) -> Box<Piece> {
         let kept = self.pieces.borrow_mut().pop();
-        let mut piece = kept.unwrap_or_else(|| Piece::new(self.shared.clone(), self.here));
+        let mut piece =
+            kept.unwrap_or_else(|| Piece::new(self.shared.clone(), self.serial, self.at, self.here));
         (piece.op, piece.lba, piece.blocks, piece.fua, piece.parent) = (io.op, lba, blocks, io.fua, parent);
         if io.op.has_data() {
             let at = (lba - io.lba) as usize * self.block_size as usize;
@@ -241,6 +311,13 @@ impl VolumeChannel {
     }
 }
 
+impl Drop for VolumeChannel {
+    fn drop(&mut self) {
+        // At the thread's end the table may be gone.
+        let _ = CHANNELS.try_with(|c| c.borrow_mut().remove(&self.serial));
+    }
+}
+
 impl IoOwner for VolumeChannel {
     /// A read of the disk itself has ended.
     fn io_done(self: Rc<Self>, child: Box<Io>) {
@@ -259,20 +336,23 @@ impl IoOwner for VolumeChannel {
 impl DeviceChannel for VolumeChannel {
     fn submit(self: Rc<Self>, mut io: Box<Io>) {
         io.result = Ok(());
-        if io.op == Op::Read {
+        match io.op {
+            Op::Reset => return io.complete(Ok(())),
+            // Nothing was ever written, and nothing will be.
+            Op::Flush if self.at.is_some() => return io.complete(Ok(())),
+            op if self.at.is_some() && op.modifies() => return io.complete(Err(IoError::WriteProtected)),
+            _ => {}
+        }
+        if io.op == Op::Read && self.at.is_none() {
             match owner::read_path(&self.shared) {
                 Ok(ReadPath::Disk) => return self.read_base(io),
                 Ok(ReadPath::Owners) => {}
                 Err(error) => return io.complete(Err(error)),
             }
         }
-        match io.op {
-            Op::Reset => return io.complete(Ok(())),
-            Op::CompareAndWrite if self.cut(&io).nth(1).is_some() => {
-                // Atomic over two owners it could not be; NVMe limits it to far less than a stripe.
-                return io.complete(Err(IoError::Invalid));
-            }
-            _ => {}
+        if io.op == Op::CompareAndWrite && self.cut(&io).nth(1).is_some() {
+            // Atomic over two owners it could not be; NVMe limits it to far less than a stripe.
+            return io.complete(Err(IoError::Invalid));
         }
         let parent = self.parents.borrow().vacant_key() as u32;
         let pieces: SmallVec<[(usize, Box<Piece>); 2]> = if io.op == Op::Flush {

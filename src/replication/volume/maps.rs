@@ -132,6 +132,47 @@ impl GranuleMaps<Blocks> for Maps {
         }
     }
 
+    fn keep_through(&mut self, epoch: Epoch) -> u64 {
+        self.buffer.drop_overlay();
+        self.buffer.keep_through(epoch)
+    }
+
+    fn drop_kept(&mut self, epoch: Epoch) {
+        self.buffer.drop_kept(epoch);
+    }
+
+    fn take_back_to(&mut self, epoch: Epoch) {
+        self.buffer.drop_overlay();
+        self.buffer.take_back_to(epoch);
+    }
+
+    fn past_contains(&self, epoch: Epoch, granule: u64) -> bool {
+        self.buffer.past_contains(epoch, Granule(granule))
+    }
+
+    fn past_read(&self, epoch: Epoch, range: Range, into: &mut Blocks, at: u32) {
+        let at = self.at(at.into()) as usize;
+        let complete = self.buffer.past_read(epoch, self.bytes(range), into.bufs(), at);
+        debug_assert!(complete, "only what is kept is read from it");
+    }
+
+    fn overwritten_contains(&self, granule: u64) -> bool {
+        self.buffer.overwritten_contains(Granule(granule))
+    }
+
+    fn overwritten_insert(
+        &mut self,
+        granule: u64,
+        content: Option<(&Blocks, u32)>,
+    ) -> Result<(), BufferFull> {
+        let content = content.map(|(content, at)| (content.bufs(), self.at(at.into()) as usize));
+        self.buffer.overwritten_insert(Granule(granule), content).map_err(|_| BufferFull)
+    }
+
+    fn history_percent(&self) -> u8 {
+        self.buffer.history_percent().min(100) as u8
+    }
+
     fn drop_overlay(&mut self) {
         self.buffer.drop_overlay();
     }

@@ -21,7 +21,7 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
-pub use device::{VolumeShared, create};
+pub use device::{VolumeShared, create, create_past};
 pub use maps::Maps;
 pub use payload::Blocks;
-pub use shard::{Shard, ShardError, ShardEvent, ShardUsage, shard_of};
+pub use shard::{Quotas, Shard, ShardError, ShardEvent, ShardUsage, shard_of};

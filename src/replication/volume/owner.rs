@@ -17,6 +17,7 @@ use super::shard::Shard;
 use crate::bdev::{Channel, Io, IoError, IoOwner, Op};
 use crate::env::SgList;
 use crate::reactor;
+use crate::replication::Epoch;
 use crate::replication::core::{
     Command, Data, DiskFailure, OpId, PrimaryOutput, PrimaryStripes, Range, Refusal, SecondaryOutput,
     SecondaryStripes, StripeEvent,
@@ -128,6 +129,7 @@ pub(super) fn io_error(refusal: Refusal) -> IoError {
         Refusal::Fenced | Refusal::Stopped => IoError::Inaccessible,
         Refusal::ViewLost | Refusal::NoView => IoError::Inaccessible,
         Refusal::OutOfRange => IoError::OutOfRange,
+        Refusal::Dropped => IoError::Removed,
     }
 }
 
@@ -171,6 +173,9 @@ impl Owner {
 
     fn take(self: &Rc<Owner>, mut piece: Box<Piece>) {
         let range = Range::new(piece.lba, piece.blocks);
+        if let Some(epoch) = piece.at {
+            return self.take_past(piece, epoch, range);
+        }
         let blocks = |bufs: &mut SgList| Blocks::new(std::mem::take(bufs), self.block_bytes);
         let command = match piece.op {
             Op::Read => Command::Read { range, into: blocks(&mut piece.data) },
@@ -203,6 +208,16 @@ impl Owner {
     fn times(&self, op: Op) -> bool {
         let writes = matches!(op, Op::Write | Op::WriteZeroes | Op::Unmap | Op::CompareAndWrite);
         writes && self.shard.upgrade().is_some_and(|shard| shard.times_writes())
+    }
+
+    /// A read of the volume as it was at the end of an epoch.
+    fn take_past(self: &Rc<Owner>, mut piece: Box<Piece>, epoch: Epoch, range: Range) {
+        if !matches!(*self.machine.borrow(), Machine::Secondary(_)) {
+            return piece.end(Err(IoError::Removed));
+        }
+        let into = Blocks::new(std::mem::take(&mut piece.data), self.block_bytes);
+        let token = self.pieces.borrow_mut().insert(piece) as u64;
+        self.secondary(|machine, out| machine.read_past(token, epoch, range, into, out));
     }
 
     /// Ends a host's command.

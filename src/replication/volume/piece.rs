@@ -10,9 +10,14 @@ use super::owner;
 use crate::bdev::{IoError, Op};
 use crate::env::SgList;
 use crate::reactor::{self, Parcel};
+use crate::replication::Epoch;
 
 pub(super) struct Piece {
     pub volume: Arc<VolumeShared>,
+    /// Names the channel that it came from, on its reactor.
+    pub channel: u64,
+    /// A read of the volume as it was at the end of this epoch.
+    pub at: Option<Epoch>,
     pub op: Op,
     pub lba: u64,
     pub blocks: u32,
@@ -29,9 +34,11 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    pub fn new(volume: Arc<VolumeShared>, home: usize) -> Box<Piece> {
+    pub fn new(volume: Arc<VolumeShared>, channel: u64, at: Option<Epoch>, home: usize) -> Box<Piece> {
         Box::new(Piece {
             volume,
+            channel,
+            at,
             op: Op::Flush,
             lba: 0,
             blocks: 0,

@@ -52,6 +52,7 @@ pub struct ShardUsage {
     pub lag_bytes: u64,
     pub dirty_bytes: u64,
     pub undo_bytes: u64,
+    pub history_bytes: u64,
     pub overlay_bytes: u64,
     pub redo_bytes: u64,
     pub bookkeeping_bytes: u64,
@@ -68,6 +69,15 @@ pub struct ShardUsage {
 
 /// Tells when a step of a checkpoint is done on this reactor.
 pub type Prepared = Box<dyn FnOnce(Result<Standing, PeerRefusal>)>;
+
+/// How much memory a group may have, on all reactors.
+#[derive(Clone)]
+pub struct Quotas {
+    /// For the disk buffer.
+    pub buffer: Arc<Quota>,
+    /// For what leads back to earlier checkpoints.
+    pub history: Arc<Quota>,
+}
 
 /// Why a reactor cannot have a secondary's share.
 #[derive(Debug, thiserror::Error)]
@@ -203,12 +213,12 @@ impl Shard {
         }
     }
 
-    /// Becomes a secondary's share. `quota` is the group's; `hung` after which a disk counts as hung.
+    /// Becomes a secondary's share. `quotas` are the group's; `hung` after which a disk counts as hung.
     pub fn become_secondary(
         &self,
         buffer: bool,
         journal: Option<&Journal>,
-        quota: &Arc<Quota>,
+        quotas: &Quotas,
         hung: Duration,
         generation: Generation,
         committed: Epoch,
@@ -223,12 +233,13 @@ impl Shard {
         for owner in self.owners() {
             let geometry = owner.shared.geometry(self.here as u16);
             let volume_bytes = geometry.blocks * u64::from(geometry.block_bytes);
-            let buffers = DiskBuffer::new(
+            let mut buffers = DiskBuffer::new(
                 owner.shared.granule_bytes,
                 volume_bytes,
                 Rc::new(ReactorPages),
-                quota.clone(),
+                quotas.buffer.clone(),
             )?;
+            buffers.set_history_quota(quotas.history.clone());
             let maps = Maps::new(buffers, owner.block_bytes);
             let config = SecondaryConfig { geometry, buffer, journal: journal.is_some(), hung_ticks };
             let machine = SecondaryStripes::new(config, maps, generation, committed);
@@ -524,6 +535,38 @@ impl Shard {
         all
     }
 
+    // ---- earlier checkpoints
+
+    /// What leads back to this epoch and to later ones is kept; `None`: nothing.
+    pub fn set_history(&self, from: Option<Epoch>) {
+        self.secondaries(|machine, _| machine.set_history(from));
+    }
+
+    /// What commits and failovers moved into the history since this was asked last.
+    pub fn take_moved_bytes(&self) -> u64 {
+        let mut bytes = 0;
+        self.secondaries(|machine, _| bytes += machine.take_moved_bytes());
+        bytes
+    }
+
+    /// Whether every volume can be made what it was at the end of the epoch; if so, that is not given up any more.
+    pub fn hold_past(&self, epoch: Epoch) -> bool {
+        let mut held = 0;
+        self.secondaries(|machine, _| held += usize::from(machine.hold_past(epoch)));
+        held == self.owners.borrow().len()
+    }
+
+    /// Makes the volumes what they were at the end of the epoch.
+    pub fn roll_back(&self, epoch: Epoch) -> Result<(), Refusal> {
+        let mut result = Ok(());
+        self.secondaries(|machine, out| {
+            if let Err(refusal) = machine.roll_back_to(epoch, out) {
+                result = Err(refusal);
+            }
+        });
+        result
+    }
+
     pub fn set_generation(&self, generation: Generation) {
         self.lanes.set_generation(generation);
         self.secondaries(|machine, _| machine.set_generation(generation));
@@ -562,6 +605,7 @@ impl Shard {
                 Machine::Secondary(machine) => {
                     let buffer = machine.maps().usage();
                     usage.undo_bytes += buffer.undo_bytes;
+                    usage.history_bytes += buffer.history_bytes;
                     usage.overlay_bytes += buffer.overlay_bytes;
                     usage.redo_bytes += buffer.redo_bytes;
                     usage.bookkeeping_bytes += buffer.bookkeeping_bytes;

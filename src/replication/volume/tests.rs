@@ -34,7 +34,8 @@ impl TestNode {
         let base = ram::create(options("Disk0", DISK_BLOCKS, BLOCK as u32)).expect("disk");
         let shared = VolumeShared::new("v0", "g0", base.clone(), BLOCKS, reactors.count() as u16, 4096);
         let volume = create(shared.clone(), uuid::Uuid::new_v4()).expect("volume");
-        let quota = Arc::new(Quota::new(buffer_bytes));
+        let quota = || Arc::new(Quota::new(buffer_bytes));
+        let quotas = Quotas { buffer: quota(), history: quota() };
         let events: Arc<Mutex<Vec<ShardEvent>>> = Arc::default();
         let told = events.clone();
         let make = move || {
@@ -45,7 +46,9 @@ impl TestNode {
                 shard.become_primary(AckMode::Applied, OnLinkLoss::Continue);
             } else {
                 let hung = Duration::from_secs(5);
-                shard.become_secondary(true, None, &quota, hung, Generation(1), Epoch(0)).expect("secondary");
+                shard
+                    .become_secondary(true, None, &quotas, hung, Generation(1), Epoch(0))
+                    .expect("secondary");
                 shard.begin(Generation(1), Epoch(0), &[BLOCKS * BLOCK as u64], Originals::Anew);
             }
         };
