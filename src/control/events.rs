@@ -14,6 +14,7 @@ pub const HISTORY: usize = 1024;
 pub const TYPES: &[&str] = &[
     "bdev_register",
     "bdev_unregister",
+    "replication_behind",
     "replication_buffer_overrun",
     "replication_buffer_watermark",
     "replication_checkpoint_failed",

@@ -93,6 +93,24 @@ impl Cable {
         ip(&["-n", &self.first, "link", "set", "cable", "down"]);
     }
 
+    /// From the first end so many kilobit a second pass from now on, until [`Cable::speed_up`].
+    pub fn slow_down(&self, kilobit: u32) {
+        let rate = format!("{kilobit}kbit");
+        self.shape(&[
+            "replace", "dev", "cable", "root", "tbf", "rate", &rate, "burst", "16kb", "latency", "2s",
+        ]);
+    }
+
+    pub fn speed_up(&self) {
+        self.shape(&["del", "dev", "cable", "root"]);
+    }
+
+    fn shape(&self, arguments: &[&str]) {
+        let output = Command::new("tc").args(["-n", &self.first, "qdisc"]).args(arguments).output();
+        let output = output.unwrap_or_else(|e| panic!("tc of iproute2: {e}"));
+        assert!(output.status.success(), "tc {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
     pub fn mend(&self) {
         ip(&["-n", &self.first, "link", "set", "cable", "up"]);
     }

@@ -342,6 +342,7 @@ impl World {
             ToStripes::Verify { .. }
             | ToStripes::VerifyStop
             | ToStripes::SetCopies(_)
+            | ToStripes::SetPatience(_)
             | ToStripes::History { .. }
             | ToStripes::HoldPast { .. }
             | ToStripes::RollBack { .. }

@@ -11,9 +11,9 @@ use crate::control::registry::{Callable, Family, Method};
 use crate::control::saved::call;
 use crate::replication::core::{AckMode, GroupError, Keep, OnLinkLoss, SyncMode};
 use crate::replication::group::{
-    Changes, GroupInfo, GroupOptions, HISTORY_EPOCHS_MAX, PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS,
-    PEER_TIMEOUT_MS, PrimaryOptions, ReplicationError, RoleOptions, START_TIMEOUT_MS, SecondaryOptions,
-    VolumeOptions,
+    BEHIND_AFTER_MIN_MS, BEHIND_AFTER_MS, Changes, GroupInfo, GroupOptions, HISTORY_EPOCHS_MAX,
+    PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS, PEER_TIMEOUT_MS, PrimaryOptions, ReplicationError, RoleOptions,
+    START_TIMEOUT_MS, SecondaryOptions, VolumeOptions,
 };
 use crate::replication::journal::{JournalError, JournalOptions};
 use crate::replication::metadata::MetadataError;
@@ -89,6 +89,16 @@ impl LinkLoss {
             LinkLoss::Continue => OnLinkLoss::Continue,
             LinkLoss::Block => OnLinkLoss::Block,
         }
+    }
+}
+
+choice! {
+    /// What becomes of hosts that wait too long for a secondary that is too slow.
+    pub enum Congestion {
+        /// They wait.
+        Wait = "wait",
+        /// The secondary is left behind.
+        Behind = "behind",
     }
 }
 
@@ -180,6 +190,11 @@ params! {
         ack: Option<Ack>,
         /// Primary: whether writes go on or wait while the peer is away. Default: `continue`.
         on_link_loss: Option<LinkLoss>,
+        /// Primary: what becomes of hosts that wait too long for a secondary, or a link, that is too slow: they `wait`, or the
+        /// secondary is left `behind`, as after a lost link, and made equal again after a pause. Default: `wait`.
+        on_congestion: Option<Congestion>,
+        /// Primary: how long they wait before that, ms, 200 to 600000. Default: 3000.
+        congestion_ms: Option<u32>,
         /// Primary: longest time for a checkpoint whose caller gives none, ms. Default: 1000.
         checkpoint_timeout_ms: Option<u32>,
         /// Primary: checkpoint by itself this often, ms; 0: only when told to. Default: 0.
@@ -303,6 +318,10 @@ params! {
         ack: Option<Ack>,
         /// Primary: whether writes go on or wait while the peer is away.
         on_link_loss: Option<LinkLoss>,
+        /// Primary: whether hosts wait for a secondary that is too slow, or it is left behind.
+        on_congestion: Option<Congestion>,
+        /// Primary: how long they wait before that, ms, 200 to 600000; with `on_congestion` `behind`. Default: 3000.
+        congestion_ms: Option<u32>,
         /// Primary: longest time for a checkpoint whose caller gives none, ms.
         checkpoint_timeout_ms: Option<u32>,
         /// Primary: checkpoint by itself this often, ms; 0: only when told to.
@@ -566,9 +585,11 @@ fn errno_of(error: GroupError) -> Errno {
         | GroupError::PeerMetadata
         | GroupError::Unrecoverable(_)
         | GroupError::Source => Errno::IO,
-        GroupError::Inconsistent | GroupError::NoBuffer | GroupError::ViewLost | GroupError::RolledBack => {
-            Errno::OPNOTSUPP
-        }
+        GroupError::Inconsistent
+        | GroupError::NoBuffer
+        | GroupError::ViewLost
+        | GroupError::RolledBack
+        | GroupError::Behind => Errno::OPNOTSUPP,
     }
 }
 
@@ -617,7 +638,7 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         .peer
         .as_ref()
         .ok_or_else(|| RpcError::invalid_params("'peer' is missing: a primary needs it"))?;
-    Ok(RoleOptions::Primary(PrimaryOptions {
+    let options = PrimaryOptions {
         peer: peer.socket("peer")?,
         ack: params.ack.unwrap_or(Ack::Applied).mode(),
         on_link_loss: params.on_link_loss.unwrap_or(LinkLoss::Continue).policy(),
@@ -629,8 +650,11 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         resync_rate_bytes: mebibytes("resync_rate_mb", params.resync_rate_mb.unwrap_or(0))?,
         resync_latency_target_us: params.resync_latency_target_us.unwrap_or(0),
         resync_checksum: params.resync_checksum.unwrap_or(false),
+        behind_after_ms: behind_after(params.on_congestion, params.congestion_ms)?.flatten(),
         resync_paused: false,
-    }))
+    };
+    options.check()?;
+    Ok(RoleOptions::Primary(options))
 }
 
 fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
@@ -638,6 +662,8 @@ fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("peer", params.peer.is_some()),
         ("ack", params.ack.is_some()),
         ("on_link_loss", params.on_link_loss.is_some()),
+        ("on_congestion", params.on_congestion.is_some()),
+        ("congestion_ms", params.congestion_ms.is_some()),
         ("checkpoint_timeout_ms", params.checkpoint_timeout_ms.is_some()),
         ("checkpoint_interval_ms", params.checkpoint_interval_ms.is_some()),
         ("resync_rate_mb", params.resync_rate_mb.is_some()),
@@ -669,6 +695,21 @@ fn history_epochs(epochs: u32) -> Result<u32, RpcError> {
     match epochs {
         0..=HISTORY_EPOCHS_MAX => Ok(epochs),
         _ => Err(RpcError::invalid_params(format!("'history_epochs' is 0 to {HISTORY_EPOCHS_MAX}"))),
+    }
+}
+
+/// What the two options say of a peer that is too slow; `None`: nothing.
+fn behind_after(on: Option<Congestion>, after_ms: Option<u32>) -> Result<Option<Option<u32>>, RpcError> {
+    let limits = BEHIND_AFTER_MIN_MS..=MAX_TIMEOUT_MS;
+    match (on, after_ms) {
+        (Some(Congestion::Behind), None) => Ok(Some(Some(BEHIND_AFTER_MS))),
+        (Some(Congestion::Behind), Some(after)) if limits.contains(&after) => Ok(Some(Some(after))),
+        (Some(Congestion::Behind), Some(_)) => {
+            Err(RpcError::invalid_params("'congestion_ms' is 200 to 600000"))
+        }
+        (_, Some(_)) => Err(RpcError::invalid_params("'congestion_ms' needs 'on_congestion' `behind`")),
+        (Some(Congestion::Wait), None) => Ok(Some(None)),
+        (None, None) => Ok(None),
     }
 }
 
@@ -849,6 +890,7 @@ fn set_options(node: &Arc<Node>, params: SetOptions) -> Result<bool, RpcError> {
         resync_latency_target_us: params.resync_latency_target_us,
         resync_checksum: params.resync_checksum,
         resync_paused: None,
+        behind_after_ms: behind_after(params.on_congestion, params.congestion_ms)?,
         buffer_limit_bytes: params
             .buffer_limit_mb
             .map(|value| mebibytes("buffer_limit_mb", value))
@@ -902,6 +944,8 @@ fn configured(options: &GroupOptions) -> Value {
                 OnLinkLoss::Continue => LinkLoss::Continue,
                 OnLinkLoss::Block => LinkLoss::Block,
             },
+            "on_congestion": if primary.behind_after_ms.is_some() { Congestion::Behind } else { Congestion::Wait },
+            "congestion_ms": primary.behind_after_ms,
             "checkpoint_timeout_ms": primary.checkpoint_timeout_ms,
             "checkpoint_interval_ms": primary.checkpoint_interval_ms,
             "resync_rate_mb": primary.resync_rate_bytes / MIB,

@@ -100,6 +100,10 @@ pub enum Control {
         sync: SyncMode,
         lineage: Lineage,
     },
+    /// The secondary is too slow, and lacks acknowledged writes from now on. Comes back as the answer.
+    Behind {
+        epoch: Epoch,
+    },
     /// The commit of this epoch ends the full sync.
     SyncEnd {
         epoch: Epoch,
@@ -174,6 +178,8 @@ pub enum ToStripes {
     /// The peer was restarted since it last followed: what it may have lost by that is marked.
     PeerRestarted,
     SetCopies(CopyOptions),
+    /// How long hosts may wait for the peer before it is left behind, ms.
+    SetPatience(Option<u32>),
     SetAck(AckMode),
     SetOnLinkLoss(OnLinkLoss),
     /// Answered by `done`.
@@ -245,6 +251,8 @@ pub enum Timer {
     Interval,
     /// The peer should have taken on a volume's new size by now.
     Growth,
+    /// Time for another attempt with a peer that was too slow, and what else there is to wait for with it.
+    Behind,
 }
 
 /// Which of the two nodes.
@@ -307,6 +315,11 @@ pub enum GroupError {
     #[error("the link to the peer was lost")]
     LinkLost,
     #[error(
+        "the secondary is behind: it lacks writes that the primary has acknowledged. Wait until the volumes are in step, or go on \
+         from the last checkpoint"
+    )]
+    Behind,
+    #[error(
         "the peer did not answer in time; this node goes on trying until replication_stop. Check the peer's address, that \
          it runs, and that the group exists there"
     )]
@@ -364,6 +377,8 @@ pub enum GroupError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupEvent {
     LinkLost,
+    /// The peer is too slow: it is left behind until it can be made equal.
+    Behind,
     SyncStarted,
     SyncFinished,
     SyncFailed,
@@ -448,7 +463,7 @@ pub enum GroupOutput {
 /// Arms timers so that only the latest arming of each counts.
 #[derive(Default)]
 pub(super) struct Timers {
-    rounds: [u64; 4],
+    rounds: [u64; 5],
 }
 
 impl Timers {

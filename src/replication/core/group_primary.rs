@@ -4,6 +4,7 @@
 //! latest. A checkpoint that fails leaves the group as it was but for the burned number.
 
 use super::super::{Epoch, Lineage};
+use super::behind::Behind;
 use super::group::*;
 use super::growth::{Growth, Sized};
 use super::primary::Session;
@@ -30,6 +31,8 @@ pub enum PrimaryState {
     Beginning,
     Syncing,
     Running,
+    /// Serving alone because the peer is too slow; it is made equal after a pause.
+    Behind,
     /// Serving alone after a loss; the peer needs a resync, and gets it as soon as it is there if that can be.
     ResyncRequired,
     Fenced,
@@ -43,6 +46,7 @@ impl PrimaryState {
             PrimaryState::Beginning => "connecting",
             PrimaryState::Syncing => "syncing",
             PrimaryState::Running => "running",
+            PrimaryState::Behind => "behind",
             PrimaryState::ResyncRequired => "resync required",
             PrimaryState::Fenced => "fenced",
         }
@@ -110,6 +114,7 @@ pub struct PrimaryGroup {
     pub(super) volumes: Vec<Sized>,
     pub(super) growth: Growth,
     pub(super) verify: GroupVerify,
+    pub(super) behind: Behind,
     pub(super) timers: Timers,
     persisting: bool,
     persist_again: bool,
@@ -135,6 +140,7 @@ impl PrimaryGroup {
             volumes: volumes.iter().map(|&size| Sized::new(size)).collect(),
             growth: Growth::Idle,
             verify: GroupVerify::default(),
+            behind: Behind::default(),
             timers: Timers::default(),
             persisting: false,
             persist_again: false,
@@ -147,6 +153,10 @@ impl PrimaryGroup {
 
     pub fn record(&self) -> GroupRecord {
         self.record
+    }
+
+    pub(super) fn begin_timeout_ms(&self) -> u32 {
+        self.config.begin_timeout_ms
     }
 
     pub(super) fn reactors(&self) -> u16 {
@@ -180,7 +190,7 @@ impl PrimaryGroup {
     /// with an error although the attempts go on; at once if that is 0.
     pub fn start(&mut self, command: u64, sync: SyncMode, wait_ms: u32, out: &mut Out) {
         match self.state {
-            PrimaryState::Stopped | PrimaryState::ResyncRequired => {}
+            PrimaryState::Stopped | PrimaryState::ResyncRequired | PrimaryState::Behind => {}
             state => return reply(out, command, Err(GroupError::WrongState(state.name()))),
         }
         self.state = PrimaryState::Connecting;
@@ -276,6 +286,7 @@ impl PrimaryGroup {
             Control::Extend { volume, bytes } => self.extended_there(volume, bytes, out),
             Control::Resize { volume, bytes } => self.resized_there(volume, bytes, out),
             Control::DiskSize { volume, bytes } => self.peer_disk_resized(volume, bytes, out),
+            Control::Behind { .. } => self.behind_there(out),
             Control::SyncEnd { .. }
             | Control::Prepare { .. }
             | Control::Commit { .. }
@@ -471,6 +482,7 @@ impl PrimaryGroup {
             Wish::EndOfSync => {
                 self.state = PrimaryState::Running;
                 out.push(GroupOutput::Event(GroupEvent::SyncFinished));
+                self.caught_up(out);
                 self.grow(out);
             }
         }
@@ -530,6 +542,7 @@ impl PrimaryGroup {
             },
             Timer::Settle => {}
             Timer::Growth => self.growth_hangs(out),
+            Timer::Behind => self.behind_timer(out),
             Timer::Deadline => self.deadline(peer, out),
         }
     }
@@ -595,12 +608,29 @@ impl PrimaryGroup {
                 }
             }
             PrimaryState::Syncing | PrimaryState::Running => self.lose(GroupError::LinkLost, out),
-            PrimaryState::Stopped | PrimaryState::ResyncRequired | PrimaryState::Fenced => {}
+            PrimaryState::Stopped
+            | PrimaryState::ResyncRequired
+            | PrimaryState::Behind
+            | PrimaryState::Fenced => {}
         }
     }
 
-    fn lose(&mut self, error: GroupError, out: &mut Out) {
+    pub(super) fn lose(&mut self, error: GroupError, out: &mut Out) {
+        self.end_session(PrimaryState::ResyncRequired, error, out);
+        out.push(GroupOutput::Event(GroupEvent::LinkLost));
+        out.push(GroupOutput::Reconnect);
+    }
+
+    /// Looks for a peer again that was left behind.
+    pub(super) fn seek_again(&mut self, out: &mut Out) {
         self.state = PrimaryState::ResyncRequired;
+        out.push(GroupOutput::Reconnect);
+    }
+
+    /// The volumes go on serving alone, and what the peer lacks is known.
+    pub(super) fn end_session(&mut self, state: PrimaryState, error: GroupError, out: &mut Out) {
+        self.state = state;
+        self.forget_behind();
         // What the peer lacks is marked, or about to be by the machines: that is all it needs.
         self.sync = SyncMode::Changed;
         self.reconnects = true;
@@ -611,8 +641,6 @@ impl PrimaryGroup {
         self.step_failed(error, out);
         self.step = Step::Idle;
         self.arm_interval(out);
-        out.push(GroupOutput::Event(GroupEvent::LinkLost));
-        out.push(GroupOutput::Reconnect);
     }
 
     /// The peer refused for good (another identity, version or size): trying again cannot help.
@@ -631,6 +659,7 @@ impl PrimaryGroup {
             return;
         }
         self.state = PrimaryState::Fenced;
+        self.forget_behind();
         self.reconnects = false;
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::Fence));
@@ -665,6 +694,7 @@ impl PrimaryGroup {
                     self.source_failed(out);
                 }
             }
+            StripeEvent::Congested => self.congested(out),
             StripeEvent::Differs { round, .. } => self.differs(round),
             StripeEvent::VerifyFinished { round } => self.verified(round, out),
             StripeEvent::VerifyFailed { round, fault } => self.verify_failed(round, fault, out),
@@ -706,6 +736,7 @@ impl PrimaryGroup {
         self.step = Step::Idle;
         self.timers.cancel(Timer::Deadline);
         self.timers.cancel(Timer::Interval);
+        self.forget_behind();
         out.push(GroupOutput::Disconnect);
         reply(out, command, Ok(Success::Done));
     }

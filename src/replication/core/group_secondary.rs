@@ -5,6 +5,7 @@
 //! finds the other done. After a failover no message is accepted any more.
 
 use super::super::{Epoch, Generation, Lineage};
+use super::behind;
 use super::group::*;
 use super::group_history::RollBack;
 use super::history::History;
@@ -171,6 +172,8 @@ pub struct SecondaryGroup {
     pub(super) rolls_back: Option<RollBack>,
     pub(super) draining: u16,
     connected: bool,
+    /// The primary went on without this node, which it found too slow, until the next session begins.
+    behind: bool,
     pub(super) timers: Timers,
 }
 
@@ -209,6 +212,7 @@ impl SecondaryGroup {
             rolls_back: None,
             draining: 0,
             connected: false,
+            behind: false,
             timers: Timers::default(),
         }
     }
@@ -223,6 +227,13 @@ impl SecondaryGroup {
 
     pub(super) fn failover_timeout_ms(&self) -> u32 {
         self.config.failover_timeout_ms
+    }
+
+    pub fn state_name(&self) -> &'static str {
+        match self.state {
+            SecondaryState::Following | SecondaryState::PrimaryLost if self.behind => "behind",
+            state => state.name(),
+        }
     }
 
     pub fn record(&self) -> GroupRecord {
@@ -277,12 +288,16 @@ impl SecondaryGroup {
             self.state = SecondaryState::PrimaryLost;
         }
         out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
-        out.push(GroupOutput::Event(GroupEvent::LinkLost));
+        out.push(GroupOutput::Event(if self.behind { GroupEvent::Behind } else { GroupEvent::LinkLost }));
     }
 
     pub(super) fn take(&mut self, message: Control, out: &mut Out) {
         match message {
             Control::Begin { epoch, sync, lineage } => self.begin(epoch, sync, lineage, out),
+            Control::Behind { epoch } => {
+                self.behind = true;
+                out.push(behind::answer(epoch));
+            }
             Control::SyncEnd { epoch } => self.sync_ends_with = Some(epoch),
             Control::Prepare { epoch, timeout_ms, lasts } => self.prepare(epoch, timeout_ms, lasts, out),
             Control::Commit { epoch } => self.commit(epoch, out),
@@ -441,6 +456,7 @@ impl SecondaryGroup {
                 retry_later = true;
             }
             (Persisting::Begin { epoch, sync, kept }, true) => {
+                self.behind = false;
                 self.spreading = Spreading::Begin { epoch, sync, left: reactors };
                 self.rolled_back = false;
                 self.disowned &= self.record.lineage == Lineage(0);
@@ -621,6 +637,8 @@ impl SecondaryGroup {
             // Neither what the primary had nor what this node had: a part of both.
             Keep::Latest if self.record.inconsistent => Some(GroupError::Inconsistent),
             Keep::Latest | Keep::Overlay if self.rolled_back => Some(GroupError::RolledBack),
+            // The last checkpoint is older, but a guest that goes on from it knows that.
+            Keep::Latest if self.behind && self.has_view() => Some(GroupError::Behind),
             Keep::Latest => None,
             _ if self.record.inconsistent && !self.leads_back => Some(GroupError::Inconsistent),
             _ if !self.config.buffer => Some(GroupError::NoBuffer),
@@ -755,6 +773,7 @@ impl SecondaryGroup {
             StripeEvent::DrainFailed(_) => GroupEvent::DrainFailed,
             StripeEvent::DiskFailed(failure) => GroupEvent::DiskFailed(failure),
             StripeEvent::Drained
+            | StripeEvent::Congested
             | StripeEvent::PeerFailed(_)
             | StripeEvent::PeerFlushFailed
             | StripeEvent::CopyFailed(_)

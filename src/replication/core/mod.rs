@@ -27,6 +27,7 @@
 //!   roll-back exist only while the last committed epoch is at least that.
 //! * The undo layers, the overlay and their memory are behind the small trait [`GranuleMaps`]; payloads behind [`Payload`].
 
+mod behind;
 mod copying;
 mod dirty;
 mod group;
@@ -58,6 +59,8 @@ mod verify_group;
 mod verify_secondary;
 mod view;
 
+#[cfg(test)]
+mod behind_tests;
 #[cfg(test)]
 mod copying_tests;
 #[cfg(test)]

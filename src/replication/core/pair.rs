@@ -135,6 +135,10 @@ pub struct Pair {
     pub mismatches: usize,
     /// Blocks that were sent as zeroes, without content.
     pub zeroes: u64,
+    /// What the primary sends to the secondary's disks stays on the way.
+    pub slow: bool,
+    /// Ticks that hosts may wait for the peer.
+    pub patience: Option<u32>,
 }
 
 impl Pair {
@@ -217,6 +221,8 @@ impl Pair {
             dead: false,
             mismatches: 0,
             zeroes: 0,
+            slow: false,
+            patience: None,
         }
     }
 
@@ -761,7 +767,7 @@ impl Pair {
             .for_each(|at| choices.push((1, at)));
         for at in 0..self.links.len() {
             let link = &self.links[at];
-            if !link.data.is_empty() {
+            if !link.data.is_empty() && !self.slow {
                 choices.extend([(2, at); 2]);
             }
             if link.incoming.has_news() && self.connected {
@@ -882,6 +888,9 @@ impl Pair {
     pub fn tick(&mut self) {
         for reactor in 0..REACTORS {
             self.with_secondary(reactor, |machine, out| machine.tick(out));
+            if let Some(patience) = self.patience.filter(|_| !self.dead) {
+                self.with_primary(reactor, |machine, out| machine.watch_peer(patience, out));
+            }
         }
     }
 

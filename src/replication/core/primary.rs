@@ -8,6 +8,7 @@
 //! A flush takes no range: it covers what was acknowledged before it came, which is on its way on every lane already.
 
 use super::super::{Epoch, Generation};
+use super::behind::Watch;
 use super::copying::Copying;
 use super::dirty::DirtyMap;
 use super::mutation::{Mutation, active};
@@ -159,6 +160,8 @@ pub(super) struct Op<P> {
     token: Token,
     /// Arrival order, in which operations are sent again.
     order: u64,
+    /// When it came.
+    pub since: u32,
     lock: Option<LockId>,
     pub local: Local,
     pub peer: Peer,
@@ -241,6 +244,7 @@ pub struct PrimaryStripes<P> {
     /// What may be copied before the next allowance; less than nothing after a piece that was larger than it.
     pub(super) allowance: Option<i64>,
     pub(super) verifying: Verifying,
+    pub(super) watch: Watch,
     order: u64,
 }
 
@@ -270,6 +274,7 @@ impl<P: Payload> PrimaryStripes<P> {
             again: VecDeque::new(),
             allowance: None,
             verifying: Verifying::default(),
+            watch: Watch::default(),
             order: 0,
         }
     }
@@ -316,6 +321,7 @@ impl<P: Payload> PrimaryStripes<P> {
             kind,
             token,
             order: self.order,
+            since: self.watch.tick,
             lock: None,
             local: Local::Waiting,
             peer: Peer::NotSent,
@@ -685,6 +691,14 @@ impl<P: Payload> PrimaryStripes<P> {
         self.congested = true;
     }
 
+    pub(super) fn is_congested(&self) -> bool {
+        self.congested
+    }
+
+    pub(super) fn is_linked(&self) -> bool {
+        matches!(self.link, Link::Up { .. })
+    }
+
     /// There is room on every connection again.
     pub fn go_on(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         self.congested = false;
@@ -757,6 +771,7 @@ impl<P: Payload> PrimaryStripes<P> {
     /// The connections to the peer stand. What a lost link left unacknowledged is sent again, in order.
     pub fn link_up(&mut self, session: Session, out: &mut Vec<PrimaryOutput<P>>) {
         self.lanes = session.lanes.max(1);
+        self.watch.begin();
         self.link = Link::Up { generation: session.generation, preserve: session.preserve };
         self.epoch = session.epoch;
         for id in self.in_order(|op| op.peer == Peer::Lost && !op.replied) {
@@ -855,6 +870,7 @@ impl<P: Payload> PrimaryStripes<P> {
             kind,
             token: 0,
             order: self.order,
+            since: self.watch.tick,
             lock: None,
             local: Local::Waiting,
             peer: Peer::NotSent,

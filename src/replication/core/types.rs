@@ -327,6 +327,8 @@ pub enum StripeEvent {
     PeerFlushFailed,
     /// The secondary's disk failed the flush of a checkpoint: the same, as the secondary sees it.
     FlushFailed,
+    /// A host's command has been waiting for the peer for too long.
+    Congested,
     /// A write of the secondary's disk missed its deadline and is held in memory.
     HungDisk(Range),
     /// A hung disk answered: everything that was held in memory is on it.

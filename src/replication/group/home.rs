@@ -343,6 +343,14 @@ impl Home {
                     known.unwrap_or_else(|| "the link to the peer is lost".into()),
                 );
             }
+            GroupEvent::Behind => failed(
+                "replication_behind",
+                if self.fixed.is_primary() {
+                    "hosts waited too long for the secondary: it is left behind, and made equal again after a while".to_string()
+                } else {
+                    GroupError::Behind.to_string()
+                },
+            ),
             GroupEvent::StartFailed(error) => {
                 // What the peer said says more than that it refused.
                 let said = self.error.borrow().clone().filter(|_| error == GroupError::Refused);
@@ -631,6 +639,7 @@ impl Home {
             1 => Timer::Settle,
             2 => Timer::Interval,
             3 => Timer::Growth,
+            4 => Timer::Behind,
             _ => return self.heartbeat(),
         };
         let armed = Armed { timer, round: tag >> TAG_BITS };

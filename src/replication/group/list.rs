@@ -368,7 +368,7 @@ impl Groups {
         sizes::check(&fixed)?;
         if let Some(options) = primary(&fixed.role) {
             let (serial, ack, policy) = (fixed.serial, options.ack, options.on_link_loss);
-            let copies = copies(options);
+            let (copies, patience) = (copies(options), options.behind_after_ms);
             let fresh = self.reactors.call(HOME, SOON, move || {
                 home_of(serial).is_some_and(|home| !home.serving.swap(true, Ordering::Relaxed))
             })?;
@@ -378,6 +378,7 @@ impl Groups {
                     if let Some(shard) = shard_of(serial) {
                         shard.become_primary(ack, policy);
                         shard.set_copies(copies, reactors);
+                        shard.set_patience(patience);
                     }
                 };
                 self.reactors.call_all(SOON, serve)?;
@@ -491,6 +492,7 @@ impl Groups {
             || changes.on_link_loss.is_some()
             || changes.checkpoint_timeout_ms.is_some()
             || changes.checkpoint_interval_ms.is_some()
+            || changes.behind_after_ms.is_some()
             || changes.has_copies();
         if for_primary && !fixed.is_primary() {
             return Err(ReplicationError::Role(name.to_string(), "secondary"));
@@ -512,6 +514,7 @@ impl Groups {
             let text = "the group keeps no disk buffer, so it has no history".to_string();
             return Err(ReplicationError::Invalid(text));
         }
+        self.refuse_contradictions(name, &changes)?;
         let kept = self.lock().get_mut(name).map(|entry| {
             keep(&mut entry.options, changes);
             entry.options.role.clone()
@@ -537,6 +540,9 @@ impl Groups {
                 if let Some(copies) = copies {
                     out.push(GroupOutput::ToStripes(ToStripes::SetCopies(copies)));
                 }
+                if let Some(patience) = changes.behind_after_ms {
+                    out.push(GroupOutput::ToStripes(ToStripes::SetPatience(patience)));
+                }
                 if let Some(ack) = changes.ack {
                     out.push(GroupOutput::ToStripes(ToStripes::SetAck(ack)));
                 }
@@ -547,6 +553,19 @@ impl Groups {
         };
         self.reactors.call(HOME, SOON, apply)?;
         Ok(())
+    }
+
+    /// A peer that is left behind, and hosts that wait while it is away: it cannot be both.
+    fn refuse_contradictions(&self, name: &str, changes: &Changes) -> Result<(), ReplicationError> {
+        let mut wanted = match self.lock().get(name) {
+            Some(entry) => entry.options.clone(),
+            None => return Ok(()),
+        };
+        keep(&mut wanted, *changes);
+        match primary(&wanted.role) {
+            Some(options) => options.check(),
+            None => Ok(()),
+        }
     }
 
     /// All groups, or one, as they are now.
@@ -576,7 +595,7 @@ impl Groups {
                 Machine::Primary(group) => (group.state().name(), true, group.open_epoch(), None),
                 Machine::Secondary(group) => {
                     let (promoted, newest) = (group.record().promoted, group.record().newest);
-                    (group.state().name(), promoted, newest, group.rolled_back_to())
+                    (group.state_name(), promoted, newest, group.rolled_back_to())
                 }
             };
             let sizes = home.known_peer_disks();
@@ -675,6 +694,7 @@ fn keep(options: &mut GroupOptions, changes: Changes) {
             primary.resync_latency_target_us =
                 changes.resync_latency_target_us.unwrap_or(primary.resync_latency_target_us);
             primary.resync_checksum = changes.resync_checksum.unwrap_or(primary.resync_checksum);
+            primary.behind_after_ms = changes.behind_after_ms.unwrap_or(primary.behind_after_ms);
             primary.resync_paused = changes.resync_paused.unwrap_or(primary.resync_paused);
         }
         RoleOptions::Secondary(secondary) => {
@@ -739,6 +759,7 @@ mod tests {
             resync_latency_target_us: 0,
             resync_checksum: false,
             resync_paused: false,
+            behind_after_ms: None,
         }));
         keep(&mut options, changes);
         let peer_timeout_ms = options.peer_timeout_ms;

@@ -25,6 +25,11 @@ pub const PEER_TIMEOUT_MS: u32 = 5000;
 pub const PEER_TIMEOUT_MIN_MS: u32 = 1000;
 /// Above this no guest is left to wait for it.
 pub const PEER_TIMEOUT_MAX_MS: u32 = 60_000;
+/// How long hosts wait for a slow peer that may be left behind, unless told otherwise: longer than it takes to notice a
+/// disk that hangs, and shorter than a guest's patience.
+pub const BEHIND_AFTER_MS: u32 = 3000;
+/// Below this a peer that is only busy falls behind.
+pub const BEHIND_AFTER_MIN_MS: u32 = 200;
 /// How long a start waits for its peer, unless told otherwise.
 pub const START_TIMEOUT_MS: u32 = 10_000;
 /// How long a peer that was reached may take to be ready: one durable write, and a message to every reactor.
@@ -64,8 +69,22 @@ pub struct PrimaryOptions {
     pub resync_latency_target_us: u32,
     /// What the peer has already is found by checksum, and not sent.
     pub resync_checksum: bool,
+    /// How long hosts may wait for a slow peer before it is left behind; `None`: for ever.
+    pub behind_after_ms: Option<u32>,
     /// Not a part of the configuration: a node that starts copies.
     pub resync_paused: bool,
+}
+
+impl PrimaryOptions {
+    /// Whether the options go together.
+    pub fn check(&self) -> Result<(), ReplicationError> {
+        match (self.behind_after_ms, self.on_link_loss) {
+            (Some(_), OnLinkLoss::Block) => Err(ReplicationError::Invalid(
+                "'on_congestion' `behind` goes on without the peer, 'on_link_loss' `block` never does: choose one".to_string(),
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +129,8 @@ pub struct Changes {
     pub resync_latency_target_us: Option<u32>,
     pub resync_checksum: Option<bool>,
     pub resync_paused: Option<bool>,
+    /// `Some(None)`: hosts wait for ever.
+    pub behind_after_ms: Option<Option<u32>>,
     pub buffer_limit_bytes: Option<u64>,
     pub history_epochs: Option<u32>,
     pub history_limit_bytes: Option<u64>,

@@ -52,6 +52,7 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         ToStripes::VerifyStop => shard.cancel_verify(),
         ToStripes::Fence => shard.fence(),
         ToStripes::PeerRestarted => shard.peer_restarted(),
+        ToStripes::SetPatience(patience_ms) => shard.set_patience(patience_ms),
         ToStripes::SetCopies(options) => shard.set_copies(options, fixed.reactors),
         ToStripes::SetAck(ack) => shard.set_ack(ack),
         ToStripes::SetOnLinkLoss(policy) => shard.set_on_link_loss(policy),

@@ -40,6 +40,7 @@ pub fn encode_control(generation: Generation, control: &Control) -> (Message, Ve
     let message = match *control {
         Control::Begin { epoch, sync, lineage } => Message::Begin { generation, epoch, sync, lineage },
         Control::SyncEnd { epoch } => Message::SyncEnd { generation, epoch },
+        Control::Behind { epoch } => Message::Behind { generation, epoch },
         Control::Prepare { epoch, timeout_ms, ref lasts } => {
             let last = |last: &Last| LastSequence {
                 primary_reactor: last.primary_reactor,
@@ -72,6 +73,7 @@ pub fn parse_control(header: &Header, payload: &[Buf]) -> Result<Option<(Generat
             (generation, Control::Begin { epoch, sync, lineage })
         }
         Message::SyncEnd { generation, epoch } => (generation, Control::SyncEnd { epoch }),
+        Message::Behind { generation, epoch } => (generation, Control::Behind { epoch }),
         Message::Prepare { generation, epoch, timeout_ms, .. } => {
             let list = payload.first().map_or(Ok(Vec::new()), |bytes| bytes.with(LastSequence::parse_all))?;
             let last = |last: LastSequence| Last {
@@ -123,6 +125,7 @@ mod tests {
             Control::Begin { epoch, sync: SyncMode::None, lineage: Lineage(2) },
             Control::Begin { epoch, sync: SyncMode::Changed, lineage: Lineage(u64::MAX) },
             Control::SyncEnd { epoch },
+            Control::Behind { epoch },
             Control::Prepare { epoch, timeout_ms: 500, lasts: (0..3).map(last).collect() },
             Control::Prepare { epoch, timeout_ms: 500, lasts: Vec::new() },
             Control::Commit { epoch },

@@ -272,6 +272,7 @@ pub enum Message {
     Aborted { generation: Generation, epoch: Epoch, outcome: Outcome },
     Begin { generation: Generation, epoch: Epoch, sync: SyncMode, lineage: Lineage },
     SyncEnd { generation: Generation, epoch: Epoch },
+    Behind { generation: Generation, epoch: Epoch },
 }
 
 /// A parsed header.
@@ -308,6 +309,7 @@ impl Message {
             Message::Aborted { .. } => kind::ABORTED,
             Message::Begin { .. } => kind::BEGIN,
             Message::SyncEnd { .. } => kind::SYNC_END,
+            Message::Behind { .. } => kind::BEHIND,
         }
     }
 
@@ -424,6 +426,7 @@ impl Message {
             Message::Commit { generation, epoch }
             | Message::Abort { generation, epoch }
             | Message::SyncEnd { generation, epoch }
+            | Message::Behind { generation, epoch }
             | Message::Bye { generation, epoch } => zerocopy::transmute!(checkpoint(generation, epoch, 0)),
             Message::Begin { generation, epoch, sync, lineage } => {
                 let code = match sync {
@@ -604,12 +607,13 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 _ => Message::Aborted { generation, epoch, outcome },
             }
         }
-        kind::COMMIT | kind::ABORT | kind::SYNC_END | kind::BYE => {
+        kind::COMMIT | kind::ABORT | kind::SYNC_END | kind::BEHIND | kind::BYE => {
             let (generation, epoch, _) = step();
             match kind {
                 kind::COMMIT => Message::Commit { generation, epoch },
                 kind::ABORT => Message::Abort { generation, epoch },
                 kind::SYNC_END => Message::SyncEnd { generation, epoch },
+                kind::BEHIND => Message::Behind { generation, epoch },
                 _ => Message::Bye { generation, epoch },
             }
         }

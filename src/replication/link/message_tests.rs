@@ -83,7 +83,7 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
     };
     let hello_len = |h: &Hello| 120 + u32::from(h.volumes) * 104;
     let step =
-        (ids(), code(Outcome::ALL), 0..8u8).prop_map(|((generation, epoch), outcome, which)| match which {
+        (ids(), code(Outcome::ALL), 0..9u8).prop_map(|((generation, epoch), outcome, which)| match which {
             0 => Message::Prepared { generation, epoch, outcome },
             1 => Message::Commit { generation, epoch },
             2 => Message::Committed { generation, epoch, outcome },
@@ -91,6 +91,7 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             4 => Message::Aborted { generation, epoch, outcome },
             5 => Message::Bye { generation, epoch },
             6 => Message::SyncEnd { generation, epoch },
+            7 => Message::Behind { generation, epoch },
             _ => {
                 let sync = [SyncMode::None, SyncMode::Full, SyncMode::Changed][(epoch.0 % 3) as usize];
                 Message::Begin { generation, epoch, sync, lineage: Lineage(epoch.0.rotate_left(7)) }

@@ -62,6 +62,7 @@ pub mod kind {
     pub const RESIZE: u8 = 0x32;
     pub const EXTEND: u8 = 0x33;
     pub const DISK_SIZE: u8 = 0x34;
+    pub const BEHIND: u8 = 0x35;
 }
 
 /// Bits of [`RawHeader::flags`].
@@ -143,7 +144,7 @@ pub struct RawAckEntry {
     pub volume: U16,
 }
 
-/// Body of Begin, Prepare, Prepared, Commit, Committed, Abort, Aborted, SyncEnd, Bye.
+/// Body of Begin, Prepare, Prepared, Commit, Committed, Abort, Aborted, SyncEnd, Behind, Bye.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawCheckpoint {

@@ -115,6 +115,8 @@ pub struct Shard {
     /// What this reactor may copy.
     pace: RefCell<Pace>,
     times_writes: Cell<bool>,
+    /// Ticks that a host may wait for the peer before that is left behind.
+    patience: Cell<Option<u32>>,
     /// What a verify may compare in a tick.
     verify_bytes: Cell<u64>,
     this: Weak<Shard>,
@@ -149,6 +151,7 @@ impl Shard {
             timer: Cell::new(None),
             pace: RefCell::default(),
             times_writes: Cell::new(false),
+            patience: Cell::new(None),
             verify_bytes: Cell::new(0),
             this: this.clone(),
         });
@@ -376,6 +379,18 @@ impl Shard {
         self.times_writes.set(options.latency_target_us.is_some());
         self.primaries(|machine, _| machine.set_compares(options.compare));
         self.allow_copies();
+    }
+
+    /// How long hosts may wait for the peer before it is left behind.
+    pub fn set_patience(&self, patience_ms: Option<u32>) {
+        let tick_ms = TICK.as_millis() as u32;
+        self.patience.set(patience_ms.map(|patience| patience.div_ceil(tick_ms)));
+    }
+
+    fn watch_peer(&self) {
+        if let Some(patience) = self.patience.get() {
+            self.primaries(|machine, out| machine.watch_peer(patience, out));
+        }
     }
 
     /// Divides a tick's worth among the machines that copy.
@@ -641,6 +656,7 @@ impl TimerHandler for Shard {
             });
         }
         self.verify_tick();
+        self.watch_peer();
         self.arm();
     }
 }
