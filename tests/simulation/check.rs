@@ -163,7 +163,7 @@ impl World {
             self.sessions += 1;
             let full = self.memory(B).record().inconsistent;
             self.full_session = full;
-            self.committing = (base, 0);
+            (self.committing, self.session_begins) = ((base, 0), base.next());
             if full {
                 self.oracle.covered = false;
                 (self.pinned, self.spoilt, self.b_crashed) = (false, false, None);
@@ -224,12 +224,14 @@ impl World {
                 return self.broke_at(&format!("2: the commit of {epoch}"), volume, lba, found, &allowed);
             }
         }
-        let pinned = self.pinned;
+        let (pinned, begins) = (self.pinned, self.session_begins);
         for write in &mut self.oracle.writes {
             if write.node == A && write.launched.is_some_and(|launched| launched <= epoch) {
                 write.promised |= write.ok;
                 write.kept |= write.ok && !pinned;
-                write.durable_there |= write.ok && synced && !pinned;
+                // The end of a sync flushes what it copied, once; later writes are as volatile as any.
+                let copied = synced && write.launched.is_some_and(|launched| launched <= begins);
+                write.durable_there |= write.ok && copied && !pinned;
             }
         }
     }
@@ -313,20 +315,15 @@ impl World {
         }
     }
 
-    /// B ended: only its disks and its file are left. What it `held` in memory for a hanging disk is gone:
-    /// nothing is expected of such a disk yet.
-    pub fn b_went_down(&mut self, power: bool, held: bool) {
-        self.b_held = held;
+    /// B ended: only its disks and its file are left.
+    pub fn b_went_down(&mut self, power: bool) {
         let earlier = self.b_crashed.unwrap_or(false);
         self.b_crashed = Some(earlier || power);
         self.b_was_promoted = !self.promoted.is_empty();
         self.promoted.clear();
         self.b_power = power;
         for volume in 0..self.volumes() {
-            let mut now = self.nodes[B].disks[volume].now.clone();
-            if held {
-                now.fill(WILD);
-            }
+            let now = self.nodes[B].disks[volume].now.clone();
             self.oracle.arrived[volume] = now.clone();
             self.oracle.committed[volume] = now;
             self.oracle.pending[volume].clear();
@@ -346,11 +343,6 @@ impl World {
             self.broke(&format!("4: epoch {} was confirmed and is forgotten", self.told_committed));
         }
         if !self.b_was_promoted || !record.promoted {
-            return;
-        }
-        if self.b_held {
-            let content = self.nodes[B].disks.iter().map(|disk| disk.now.clone()).collect();
-            self.oracle.served = Register::new(content);
             return;
         }
         // It says that the disk is what was promised.
@@ -483,7 +475,7 @@ impl World {
         if self.promoted.len() < self.reactors(B) {
             self.broke("3: a failover was confirmed before every reactor had carried it out");
         }
-        let on_file = super::slots::Slots::read(&self.nodes[B].file.bytes);
+        let on_file = lockstep::replication::metadata::Slots::read(&self.nodes[B].file.bytes);
         let durable = on_file.ok().and_then(|(_, record)| record).map(|record| record.generation);
         if durable != Some(record.generation) || record.generation <= self.generations[B] {
             self.broke("5: a failover was confirmed before its generation was durable");

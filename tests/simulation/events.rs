@@ -190,12 +190,6 @@ impl World {
         }
         self.reach.crashes += 1;
         self.hang_up(node, power);
-        let holds = |machine: &super::node::Machine| match machine {
-            super::node::Machine::Secondary(machine) => machine.held() > 0,
-            _ => false,
-        };
-        let reactors = &self.memory(node).reactors;
-        let held = reactors.iter().flat_map(|reactor| &reactor.machines).any(holds);
         self.nodes[node].memory = None;
         self.nodes[node].boot += 1;
         for disk in &mut self.nodes[node].disks {
@@ -229,7 +223,7 @@ impl World {
                 write.gone = true;
             }
         } else {
-            self.b_went_down(power, held);
+            self.b_went_down(power);
         }
     }
 

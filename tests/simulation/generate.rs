@@ -29,9 +29,6 @@ const THEMES: [Theme; 9] = [
     Theme::Everything,
 ];
 
-/// Crashes, but does not lose power: whether "drained" and "consistent" outlive that is not followed yet.
-const SPARED: Option<Who> = Some(Who::B);
-
 pub fn plan(seed: u64) -> Plan {
     let mut rng = Rng::new(seed);
     let theme = *rng.pick(&THEMES);
@@ -266,8 +263,7 @@ impl Drawing {
             Theme::Hangs => *self.rng.pick(&[DiskFault::Hang, DiskFault::HangSome, DiskFault::Slow(40)]),
             _ => *self.rng.pick(&[DiskFault::WriteErrors(few), DiskFault::ReadErrors(few)]),
         };
-        // The place of errors of the metadata file: until they are followed it only hangs.
-        if theme == Theme::Hangs && self.rng.chance(25) {
+        if self.rng.chance(25) {
             self.push(at, Event::Metadata { node, fault });
             self.push(again, Event::Metadata { node, fault: DiskFault::Heal });
         } else {
@@ -283,7 +279,6 @@ impl Drawing {
 
     fn crash(&mut self, at: u64, again: u64) {
         let (node, power) = (self.node(), self.rng.chance(50));
-        let power = power && SPARED != Some(node);
         self.push(at, Event::Crash { node, power });
         if self.rng.chance(85) {
             self.push(again, Event::Restart(node));
@@ -310,6 +305,40 @@ impl Drawing {
         }
     }
 
+    /// What goes wrong in the moment of a failover.
+    fn around_failover(&mut self, at: u64, over: u64) {
+        if self.theme == Theme::SmallBuffer && self.rng.chance(50) {
+            // Some reactors hear of it late, with originals still on their way into a full buffer.
+            let count = self.rng.between(5, 20);
+            self.hosts(Who::A, over.saturating_sub(300), 300, count);
+            let (full, kib) = (over + self.rng.below(300), 32);
+            self.push(full, Event::SetBufferLimit { kib });
+            for reactor in 0..self.shape.reactors[1] {
+                if self.rng.chance(60) {
+                    let (stall, us) = (at.saturating_sub(self.rng.below(400)), self.rng.between(200, 4_000));
+                    self.push(stall, Event::Stall { node: Who::B, reactor, us: us as u32 });
+                }
+            }
+        }
+        if matches!(self.theme, Theme::Hangs | Theme::Everything) && self.rng.chance(35) {
+            // Memory holds what the disk has not taken, and is lost.
+            let fault = *self.rng.pick(&[DiskFault::Hang, DiskFault::HangSome]);
+            for volume in 0..self.shape.volumes {
+                self.push(at.saturating_sub(3_000), Event::Disk { node: Who::B, volume, fault });
+            }
+            let count = self.rng.between(2, 8);
+            self.hosts(Who::A, at.saturating_sub(2_500), 2_400, count);
+            let down = over + self.rng.between(500, 60_000);
+            let power = self.rng.chance(50);
+            self.push(down, Event::Crash { node: Who::B, power });
+            self.push(down + 2_000, Event::Restart(Who::B));
+        }
+        if matches!(self.theme, Theme::Errors | Theme::Everything) && self.rng.chance(40) {
+            let (after, errors) = (over + self.rng.below(3_000), self.rng.between(1, 3) as u8);
+            self.push(after, Event::Metadata { node: Who::B, fault: DiskFault::WriteErrors(errors) });
+        }
+    }
+
     fn failover(&mut self, span: u64) {
         let mut at = self.rng.between(span / 2, span + 5_000);
         if self.rng.chance(20) {
@@ -322,10 +351,7 @@ impl Drawing {
                 self.push(at + 500 + self.rng.clone().below(600), flush);
             }
             let down = at + 1_000 + self.rng.below(3_000);
-            self.push(
-                down,
-                Event::Crash { node: Who::B, power: self.rng.clone().chance(80) && SPARED.is_none() },
-            );
+            self.push(down, Event::Crash { node: Who::B, power: self.rng.clone().chance(80) });
             self.push(down + 2_000, Event::Restart(Who::B));
             self.push(down + 3_000, Event::Crash { node: Who::A, power: true });
             self.push(down + 4_000, Event::Failover(Promise::Latest));
@@ -340,6 +366,7 @@ impl Drawing {
         let over = at + self.rng.below(4_000);
         let promise = *self.rng.pick(&[Promise::Latest, Promise::Checkpoint, Promise::Overlay]);
         self.push(over, Event::Failover(promise));
+        self.around_failover(at, over);
         if self.rng.chance(15) {
             self.push(over + self.rng.clone().below(2_000), Event::Failover(promise));
         }
@@ -348,7 +375,6 @@ impl Drawing {
         if self.rng.chance(35) {
             // The new primary loses power or dies, sometimes in the middle of its drain.
             let (down, power) = (over + self.rng.below(9_000), self.rng.chance(70));
-            let power = power && SPARED.is_none();
             self.push(down, Event::Crash { node: Who::B, power });
             self.push(down + 3_000, Event::Restart(Who::B));
             self.hosts(Who::B, down + 4_000, 6_000, 10);

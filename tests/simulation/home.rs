@@ -1,13 +1,13 @@
 //! The group machines and what carries out their outputs: what `replication/group` does in production.
 
 use super::node::*;
-use super::slots::{Slots, from_file, to_file};
+use super::recorded::{from_file, to_file};
 use super::wire::Message;
 use super::world::*;
 use lockstep::replication::Generation;
 use lockstep::replication::buffer::{DiskBuffer, Quota};
 use lockstep::replication::core::*;
-use lockstep::replication::metadata::{SLOT_BYTES, VolumeRecord};
+use lockstep::replication::metadata::{SLOT_BYTES, Slots, VolumeRecord};
 use lockstep::replication::volume::Maps;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -228,6 +228,7 @@ impl World {
             }
         } else {
             file.tear(&mut self.rng);
+            self.memory(node).slots.failed();
         }
         self.memory(node).persisting = false;
         self.with_group(node, |group, out| group.persisted(ok, out), |group, out| group.persisted(ok, out));

@@ -3,12 +3,11 @@
 
 use super::disk::Disk;
 use super::rng::Rng;
-use super::slots::Slots;
 use super::wire::{Hello, Use};
 use lockstep::env::Buf;
 use lockstep::replication::buffer::{PageSource, Quota};
 use lockstep::replication::core::*;
-use lockstep::replication::metadata::SLOT_BYTES;
+use lockstep::replication::metadata::{SLOT_BYTES, Slots};
 use lockstep::replication::volume::{Blocks, Maps};
 use lockstep::replication::{Epoch, Sequence};
 use std::cell::RefCell;

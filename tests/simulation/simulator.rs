@@ -15,11 +15,11 @@ mod hosts;
 mod node;
 mod oracle;
 mod plan;
+mod recorded;
 mod rng;
 mod run;
 mod session;
 mod shrink;
-mod slots;
 mod soak;
 mod stripes;
 #[cfg(test)]

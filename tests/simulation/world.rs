@@ -123,6 +123,8 @@ pub struct World {
     pub spoilt: bool,
     pub b_crashed: Option<bool>,
     pub committing: (Epoch, usize),
+    /// The epoch with which B's session began.
+    pub session_begins: Epoch,
     pub full_session: bool,
     /// The highest epoch in which anything acknowledged was launched.
     pub acked_epoch: Epoch,
@@ -140,7 +142,6 @@ pub struct World {
     pub kept: Keep,
     pub b_was_promoted: bool,
     pub b_power: bool,
-    pub b_held: bool,
     pub reach: Reach,
 }
 
@@ -217,6 +218,7 @@ impl World {
             spoilt: false,
             b_crashed: None,
             committing: (Epoch(0), 0),
+            session_begins: Epoch(0),
             full_session: false,
             acked_epoch: Epoch(0),
             closed: Epoch(0),
@@ -227,7 +229,6 @@ impl World {
             kept: Keep::Latest,
             b_was_promoted: false,
             b_power: false,
-            b_held: false,
             reach: Reach::default(),
         }
     }

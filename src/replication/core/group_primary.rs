@@ -7,6 +7,7 @@ use super::super::{Epoch, Lineage};
 use super::behind::Behind;
 use super::group::*;
 use super::growth::{Growth, Sized};
+use super::mutation::{Mutation, active};
 use super::primary::Session;
 use super::types::{StripeEvent, VerifyFault};
 use super::verify_group::{GroupVerify, VerifyState};
@@ -306,8 +307,8 @@ impl PrimaryGroup {
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
         self.copies_left = u32::from(self.config.reactors);
-        self.catching_up = self.sync == SyncMode::None;
-        if self.catching_up {
+        self.catching_up = self.sync == SyncMode::None && !active(Mutation::CutBeforeCaughtUp);
+        if self.sync == SyncMode::None {
             self.state = PrimaryState::Running;
             self.arm_interval(out);
         } else {

@@ -450,6 +450,7 @@ impl SecondaryGroup {
             (Persisting::Drained, true) => self.rolled_back_recorded(out),
             (Persisting::RollBack { command }, ok) => self.roll_back_recorded(command, ok, out),
             (Persisting::Disowned, true) => self.disowned = false,
+            (Persisting::Drained, false) if active(Mutation::NoRetryOfRecord) => {}
             // Without it a restart would take the node for one in the middle of its drain, or the disk for whole.
             (Persisting::Drained | Persisting::Disowned, false) => {
                 self.timers.arm(Timer::Interval, self.config.failover_timeout_ms, out);

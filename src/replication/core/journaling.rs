@@ -8,6 +8,7 @@
 
 use super::super::Epoch;
 use super::maps::GranuleMaps;
+use super::mutation::{Mutation, active};
 use super::secondary::{Forwarded, Op, Preparing, Role, SecondaryOutput, SecondaryStripes, Stage};
 use super::table::OpId;
 use super::types::*;
@@ -134,13 +135,14 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             Some(Op::Forwarded(write)) => write.epoch <= epoch,
             _ => false,
         };
-        if self.unflushed_session && !self.holds_nothing() {
+        if self.unflushed_session && !self.holds_nothing() && !active(Mutation::SyncUnflushed) {
             // The record will say that the node is consistent, whatever happens to its memory.
             self.preparing = Some(Preparing { epoch, unanswered: 0 });
             return;
         }
         let volatile = !self.config.journal || self.journaling.broken || self.pins.iter().any(held);
-        let needed = self.unflushed_session || (!volatile && self.journaling.unflushed);
+        let needed = self.unflushed_session && !active(Mutation::SyncUnflushed)
+            || (!volatile && self.journaling.unflushed);
         if !needed {
             let standing = if volatile { Standing::Volatile } else { Standing::Durable };
             return out.push(SecondaryOutput::Prepared { epoch, result: Ok(standing) });

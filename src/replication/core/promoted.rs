@@ -87,7 +87,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             }
         }
         // Until a flush a loss of power could bring back what was rolled back.
-        self.unflushed_drain = keep != Keep::Latest;
+        self.unflushed_drain = keep != Keep::Latest && !active(Mutation::DrainUnflushed);
         self.draining = Draining::Running { cursor: 0, in_flight: 0 };
         self.adopt_own(out);
         self.drain_more(out);
@@ -214,7 +214,10 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                     continue;
                 }
                 // What is held in memory is not on the disk either; it looks here again when it is.
-                if cursor == 0 && in_flight == 0 && self.holds_nothing() {
+                if cursor == 0
+                    && in_flight == 0
+                    && (self.holds_nothing() || active(Mutation::DrainIgnoresPins))
+                {
                     self.end_drain(out);
                 }
                 return;

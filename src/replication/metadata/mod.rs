@@ -7,7 +7,9 @@
 //! [`Store::open`] is for threads that may block; writing goes through the calling reactor's ring ([`Writer`]).
 
 mod record;
+mod slots;
 mod store;
 
 pub use record::{FileRole, Record, RecordError, SLOT_BYTES, VolumeRecord};
+pub use slots::Slots;
 pub use store::{MetadataError, Store, Writer, WriterOwner};

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rustix::fs::OFlags;
 
 use super::record::{Record, RecordError, SLOT_BYTES};
+use super::slots::Slots;
 use crate::env::Buf;
 use crate::reactor::{Done, Lane, RingFile, RingOwner, ring};
 
@@ -36,7 +37,7 @@ pub struct Store {
     path: PathBuf,
     file: Arc<OwnedFd>,
     record: Option<Record>,
-    sequence: u64,
+    slots: Slots,
 }
 
 impl Store {
@@ -65,27 +66,13 @@ impl Store {
             file.sync_all().map_err(io("cannot be made durable"))?;
             sync_folder(path).map_err(io("its folder cannot be made durable"))?;
         }
-        let (first, second) = (Record::decode(&bytes[..SLOT_BYTES]), Record::decode(&bytes[SLOT_BYTES..]));
-        let newest = match (first, second) {
-            (Err(RecordError::Empty), Err(RecordError::Empty)) => None,
-            // One slot of another version: the file belongs to a newer program, whatever the other slot says.
-            (Err(first @ RecordError::Version(_)), other) => {
-                let second = other.err().unwrap_or(first);
-                return Err(MetadataError::Damaged { path: path.to_path_buf(), first, second });
-            }
-            (other, Err(second @ RecordError::Version(_))) => {
-                let first = other.err().unwrap_or(second);
-                return Err(MetadataError::Damaged { path: path.to_path_buf(), first, second });
-            }
-            (Err(first), Err(second)) => {
-                return Err(MetadataError::Damaged { path: path.to_path_buf(), first, second });
-            }
-            (Ok(record), Err(_)) | (Err(_), Ok(record)) => Some(record),
-            (Ok(a), Ok(b)) => Some(if a.0 > b.0 { a } else { b }),
-        };
+        let (slots, record) = Slots::read(&bytes).map_err(|(first, second)| MetadataError::Damaged {
+            path: path.to_path_buf(),
+            first,
+            second,
+        })?;
         write_directly(&file);
-        let (sequence, record) = newest.map_or((0, None), |(sequence, record)| (sequence, Some(record)));
-        Ok(Store { path: path.to_path_buf(), file: Arc::new(file.into()), record, sequence })
+        Ok(Store { path: path.to_path_buf(), file: Arc::new(file.into()), record, slots })
     }
 
     /// What the file held when it was opened.
@@ -101,12 +88,11 @@ impl Store {
     pub fn replace(&mut self, record: Record) -> Result<(), MetadataError> {
         let failed =
             |source| MetadataError::Io { path: self.path.clone(), what: "cannot be written", source };
-        let sequence = self.sequence + 1;
+        let mut slots = self.slots;
         // Memory that a file without a page cache takes.
         let buf = Buf::heap(SLOT_BYTES).ok_or_else(|| failed(std::io::ErrorKind::OutOfMemory.into()))?;
-        let at = sequence % 2 * SLOT_BYTES as u64;
         let written = buf.with_mut(|bytes| {
-            record.encode(sequence, bytes);
+            let at = slots.next(&record, bytes);
             rustix::io::pwrite(&*self.file, bytes, at)
         });
         match written.map_err(std::io::Error::from) {
@@ -115,7 +101,7 @@ impl Store {
             Err(error) => return Err(failed(error)),
         }
         rustix::fs::fdatasync(&*self.file).map_err(|error| failed(error.into()))?;
-        (self.sequence, self.record) = (sequence, Some(record));
+        (self.slots, self.record) = (slots, Some(record));
         Ok(())
     }
 
@@ -125,7 +111,7 @@ impl Store {
         Some(Rc::new(Writer {
             file: RingFile::new(self.file, Lane::Interrupt),
             buf,
-            sequence: Cell::new(self.sequence),
+            slots: Cell::new(self.slots),
             waiting: RefCell::new(None),
         }))
     }
@@ -157,7 +143,7 @@ pub trait WriterOwner {
 pub struct Writer {
     file: RingFile,
     buf: Buf,
-    sequence: Cell<u64>,
+    slots: Cell<Slots>,
     waiting: RefCell<Option<Rc<dyn WriterOwner>>>,
 }
 
@@ -172,11 +158,10 @@ impl Writer {
         if self.is_busy() {
             return false;
         }
-        let sequence = self.sequence.get() + 1;
-        self.sequence.set(sequence);
-        self.buf.with_mut(|bytes| record.encode(sequence, &mut bytes[..SLOT_BYTES]));
+        let mut slots = self.slots.get();
+        let at = self.buf.with_mut(|bytes| slots.next(record, &mut bytes[..SLOT_BYTES]));
+        self.slots.set(slots);
         *self.waiting.borrow_mut() = Some(owner);
-        let at = sequence % 2 * SLOT_BYTES as u64;
         ring::write(
             Lane::Interrupt,
             &self.file,
@@ -200,8 +185,9 @@ impl RingOwner for Writer {
             Err(errno) => Err(errno.into()),
         };
         if result.is_err() {
-            // The same slot takes the next one: the other holds the last whole record.
-            self.sequence.set(self.sequence.get() - 1);
+            let mut slots = self.slots.get();
+            slots.failed();
+            self.slots.set(slots);
         }
         let owner = self.waiting.borrow_mut().take();
         if let Some(owner) = owner {
@@ -227,13 +213,13 @@ mod tests {
         }
     }
 
-    /// Answers with the writer's sequence after a write that fails.
-    struct Failing(Rc<Writer>, RefCell<Option<Reply<u64>>>);
+    /// Answers with the slots after a write that fails.
+    struct Failing(Rc<Writer>, RefCell<Option<Reply<Slots>>>);
     impl WriterOwner for Failing {
         fn record_written(self: Rc<Self>, _tag: u64, result: Result<(), std::io::Error>) {
             assert!(result.is_err(), "the file is open for reading only");
             if let Some(reply) = self.1.borrow_mut().take() {
-                reply.send(self.0.sequence.get());
+                reply.send(self.0.slots.get());
             }
         }
     }
@@ -261,7 +247,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("g0.meta");
         let store = Store::open(&path).expect("new");
-        let sequence = store.sequence;
+        let slots = store.slots;
         let begin = move |reply| {
             let read_only = File::open(&store.path).expect("open");
             let store = Store { file: Arc::new(read_only.into()), ..store };
@@ -270,7 +256,7 @@ mod tests {
             assert!(writer.write(&sample(1), told, 0));
         };
         let after = reactors.ask(0, Duration::from_secs(10), begin).expect("an answer");
-        assert_eq!(after, sequence, "the same slot is next");
+        assert_eq!(after, slots, "the same slot is next");
     }
 
     #[test]
