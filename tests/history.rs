@@ -125,6 +125,7 @@ fn a_file_is_restored_from_an_exported_checkpoint_while_the_guest_goes_on() {
         wait_for 30 test -s /tmp/rounds
         connect {} {}
         wait_for 10 test -b /dev/nvme1n1
+        [ "$(cat /sys/block/nvme1n1/ro)" = 1 ] || fail 'the kernel takes the past for writable'
         mkdir /tmp/past && mount -t ext4 -o ro,noload /dev/nvme1n1 /tmp/past || fail 'mount of the past'
         dd if=/tmp/past/precious of=/mnt/restored bs=64k 2>/dev/null && sync
         "#,
@@ -237,6 +238,8 @@ fn a_checkpoint_can_only_be_read_and_its_bdev_says_what_it_is() {
     assert!(read_only(past.try_write(0, &[1; 4096]).expect("an answer")));
     assert!(read_only(past.write_zeroes(0, 4096).expect("an answer")));
     assert!(past.flush().expect("an answer").is_success());
+    let write_protected = |host: &mut Host| host.admin.identify(0x00, 1).expect("an answer").1[99] & 1 == 1;
+    assert!(write_protected(&mut past) && !write_protected(&mut volume));
     assert!(past.compare(0, &image[..4096]).expect("an answer").is_success());
     assert_same(&past.read_all(), &image, "the checkpoint");
     let about = pair.secondary.rpc("bdev_get_bdevs", json!({"name": "past"}))[0].clone();

@@ -57,6 +57,11 @@ pub trait Device: Any + Send + Sync {
         false
     }
 
+    /// Whether every write is refused, for good.
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
     /// Whether acknowledged writes may still be volatile (a flush means something).
     fn has_write_cache(&self) -> bool {
         false

@@ -13,7 +13,8 @@ impl SecondaryGroup {
     /// Keeps so many epochs before the last one (0: none) while they take no more than so many bytes.
     pub fn set_history(&mut self, epochs: u32, limit_bytes: u64, out: &mut Out) {
         let last = self.record().committed;
-        let shown = self.has_view() && last > Epoch(0);
+        // Without a session no machine has it; after a failover hosts may have overwritten it.
+        let shown = self.has_view() && !self.restarted && !self.record().promoted;
         let lost = self.history.set_limits(epochs, limit_bytes, shown.then_some(last));
         self.tell_history(lost, out);
     }
@@ -64,8 +65,10 @@ impl SecondaryGroup {
 
     /// Hosts overwrite more after a failover than there is room for.
     pub(super) fn history_short(&mut self, out: &mut Out) {
-        let lost = if self.history.list().len() > 1 { self.history.give_up_oldest() } else { None };
-        self.tell_history(lost, out);
+        if self.history.list().len() > 1 {
+            let lost = self.history.give_up_oldest();
+            self.tell_history(lost, out);
+        }
     }
 
     /// Holds an epoch for a user, or says that it is not kept.

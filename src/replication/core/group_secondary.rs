@@ -165,7 +165,7 @@ pub struct SecondaryGroup {
     /// The disks are at the last checkpoint, to which a journal or a roll-back led, until a session begins.
     pub(super) rolled_back: bool,
     /// No session has begun since this machine was made.
-    restarted: bool,
+    pub(super) restarted: bool,
     /// The record may still name a lineage that the disk has lost.
     disowned: bool,
     pub(super) history: History,

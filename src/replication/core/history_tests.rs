@@ -362,3 +362,43 @@ fn a_record_that_cannot_be_written_leaves_everything_as_it_was() {
     assert_eq!(pair.secondary_group.state(), SecondaryState::PrimaryLost);
     assert!(pair.events.contains(&GroupEvent::RolledBack(before[0])));
 }
+
+#[test]
+fn a_history_that_is_switched_on_begins_with_what_is_still_known() {
+    for seed in 0..SEEDS {
+        let what = format!("seed {seed}");
+        let mut pair = running(seed, AckMode::Applied, 1000);
+        pair.with_secondary_group(|group, out| group.set_history(EPOCHS, u64::MAX, out));
+        assert!(kept(&pair).len() <= 1, "{what}");
+        history(&mut pair, 3, false, &what);
+        // A follower has its last checkpoint, and no more.
+        pair.with_secondary_group(|group, out| group.set_history(0, u64::MAX, out));
+        load(&mut pair, 6);
+        assert_eq!(kept(&pair), [], "{what}");
+        pair.with_secondary_group(|group, out| group.set_history(EPOCHS, u64::MAX, out));
+        pair.settle();
+        assert_eq!(kept(&pair), [pair.secondary_group.record().committed], "{what}");
+        history(&mut pair, 2, false, &what);
+        // A node that took over has nothing: its hosts may have overwritten anything.
+        pair.kill_primary();
+        let keep = [Keep::Latest, Keep::Checkpoint][(seed % 2) as usize];
+        pair.with_secondary_group(|group, out| group.failover(1, keep, out));
+        pair.settle();
+        assert!(!kept(&pair).is_empty(), "{what}");
+        pair.with_secondary_group(|group, out| group.set_history(0, u64::MAX, out));
+        pair.settle();
+        own_writes(&mut pair, 5);
+        pair.with_secondary_group(|group, out| group.set_history(EPOCHS, u64::MAX, out));
+        pair.settle();
+        assert_eq!(kept(&pair), [], "{what}");
+        let committed = pair.secondary_group.record().committed;
+        assert_eq!(pair.past(committed), None, "{what}");
+        assert_eq!(roll_back(&mut pair, 2, committed), Some(Err(GroupError::NotKept(committed))), "{what}");
+    }
+    // Nor has one that was restarted: no machine has anything.
+    let mut pair = running(1, AckMode::Applied, 1000);
+    history(&mut pair, 2, false, "restart");
+    pair.restart_secondary_group();
+    pair.with_secondary_group(|group, out| group.set_history(EPOCHS, u64::MAX, out));
+    assert_eq!(kept(&pair), []);
+}

@@ -54,7 +54,11 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
     /// Keeps what leads back to the epochs from this one on, which are committed; `None`: nothing.
     pub fn set_history(&mut self, from: Option<Epoch>) {
         self.past.told = false;
-        let floor = self.past.from.unwrap_or(self.committed);
+        let floor = self.past.from.unwrap_or(match self.role {
+            Role::Follower => self.committed,
+            // What hosts have overwritten meanwhile was not kept.
+            Role::Promoted { .. } => Epoch(u64::MAX),
+        });
         self.past.from = from.filter(|_| self.config.buffer).map(|from| from.max(floor));
         self.maps.drop_kept(self.past.from.unwrap_or(Epoch(u64::MAX)));
         self.changes += 1;

@@ -185,6 +185,10 @@ impl Device for Past {
         serde_json::json!({"replication_epoch": {"group": group, "volume": volume, "epoch": self.epoch.0}})
     }
 
+    fn is_read_only(&self) -> bool {
+        true
+    }
+
     /// An epoch does not outlive the node.
     fn config(&self) -> Option<(&'static str, serde_json::Value)> {
         None

@@ -101,6 +101,7 @@ pub fn namespace(
     let blocks = ns.bdev.num_blocks();
     id.nsze = blocks.into();
     id.ncap = blocks.into();
+    id.nsattr = attributes(ns);
     id.nuse = blocks.into();
     // NACWU: a fused compare and write is atomic over a whole transfer.
     const NSFEAT_OWN_ATOMICS: u8 = 1 << 1;
@@ -122,6 +123,11 @@ pub fn namespace(
     id
 }
 
+/// NSATTR (NVM 4.1.5.1): whether the namespace is write protected.
+fn attributes(ns: &NamespaceView) -> u8 {
+    u8::from(ns.bdev.device().is_read_only())
+}
+
 fn independent(ns: &NamespaceView, ana_reporting: bool) -> IndependentNamespace {
     /// No volatile write cache in this namespace.
     const NSFEAT_NO_CACHE: u8 = 1 << 5;
@@ -133,6 +139,7 @@ fn independent(ns: &NamespaceView, ana_reporting: bool) -> IndependentNamespace 
     if ana_reporting {
         id.anagrpid = ns.anagrpid.into();
     }
+    id.nsattr = attributes(ns);
     id.nstat = NSTAT_READY;
     id
 }
