@@ -39,6 +39,7 @@ pub const TYPES: &[&str] = &[
     "replication_resize_failed",
     "replication_resized",
     "replication_rolled_back",
+    "replication_split_brain",
     "replication_start_failed",
     "replication_sync_failed",
     "replication_sync_finished",

@@ -12,4 +12,4 @@ pub mod metadata;
 pub mod volume;
 mod words;
 
-pub use words::{Epoch, Generation, Lineage, Sequence};
+pub use words::{Epoch, Generation, Lineage, NAMES_KEPT, Past, Sequence};

@@ -40,6 +40,20 @@ impl Lineage {
     }
 }
 
+/// Older names that a node remembers: as many times as a pair can part, without a peer that was away all the while being
+/// taken for a stranger.
+pub const NAMES_KEPT: usize = 8;
+
+/// The names that led to a [`Lineage`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Past {
+    /// What the peer's disk was equal to when this node went on without it, or began to copy to it; the marks are relative
+    /// to it. 0: the peer has the present name.
+    pub base: Lineage,
+    /// Older names, the newest first.
+    pub history: [Lineage; NAMES_KEPT],
+}
+
 /// A message's place in one data connection, counted from 1 without gaps; 0 is "none yet".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);

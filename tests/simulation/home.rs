@@ -330,6 +330,7 @@ impl World {
                 self.call(A, here, 0, Call::Stamped(lasts));
             }
             ToStripes::PeerRestarted => self.primaries(here, |machine, _| machine.peer_restarted()),
+            ToStripes::GoAlone => self.primaries(here, |machine, out| machine.go_alone(out)),
             ToStripes::Thaw => self.primaries(here, |machine, out| machine.thaw(out)),
             ToStripes::StartCopy { only_dirty } => {
                 self.primaries(here, |machine, out| machine.start_copy(only_dirty, out));

@@ -23,18 +23,26 @@ pub fn to_file(
         volumes,
         journal: None,
         lineage: record.lineage,
+        past: record.past,
     }
 }
 
 /// What a node begins with that finds this in its file. Its configuration names the same role every time.
 pub fn from_file(record: &Record) -> GroupRecord {
-    GroupRecord {
+    let mut found = GroupRecord {
         generation: record.generation,
         committed: record.committed_epoch,
         newest: record.committed_epoch,
         inconsistent: !record.consistent,
         promoted: record.role == FileRole::Promoted && record.consistent,
-        lineage: if record.role == FileRole::Secondary { record.lineage } else { Lineage(0) },
+        lineage: record.lineage,
+        past: record.past,
         journaled: false,
+    };
+    if record.role != FileRole::Secondary {
+        // A name that no peer has, as the product makes at random.
+        let number = 1 << 63 | record.generation.0 << 32 | record.committed_epoch.0;
+        found.lose_marks(Lineage(found.lineage.0 ^ number));
     }
+    found
 }

@@ -32,7 +32,8 @@ impl World {
             Group::Primary(_) => false,
         };
         let reactors = self.reactors(node) as u16;
-        Hello { claim, nonce, newest, reactors, lineage: record.lineage, restarted }
+        let (lineage, past, consistent) = (record.lineage, record.past, !record.inconsistent);
+        Hello { claim, nonce, newest, reactors, lineage, past, consistent, restarted }
     }
 
     /// A new connection from A to B; `None` when it cannot be made now.
@@ -323,6 +324,8 @@ impl World {
                 generation: peer.claim.generation,
                 lanes: peer.reactors,
                 lineage: peer.lineage,
+                past: peer.past,
+                consistent: peer.consistent,
                 restarted: peer.restarted,
                 session,
             };

@@ -4,7 +4,7 @@
 use super::rng::Rng;
 use lockstep::replication::core::{Answer, Claim, Control, Forward, Run};
 use lockstep::replication::volume::Blocks;
-use lockstep::replication::{Epoch, Generation, Lineage, Sequence};
+use lockstep::replication::{Epoch, Generation, Lineage, Past, Sequence};
 use std::collections::VecDeque;
 
 /// Why a peer is not talked to, as far as it makes a difference.
@@ -22,6 +22,8 @@ pub struct Hello {
     pub newest: Epoch,
     pub reactors: u16,
     pub lineage: Lineage,
+    pub past: Past,
+    pub consistent: bool,
     pub restarted: bool,
 }
 

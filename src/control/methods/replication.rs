@@ -571,6 +571,8 @@ fn errno_of(error: GroupError) -> Errno {
         GroupError::WrongEpoch(_)
         | GroupError::SmallerPeer
         | GroupError::UnknownPeer
+        | GroupError::SplitBrain
+        | GroupError::PeerIsAhead
         | GroupError::PeerKeepsSize(_) => Errno::INVAL,
         GroupError::HungPeer(_)
         | GroupError::HungLink(_)

@@ -1,6 +1,7 @@
 //! What the two group machines share: what they tell the stripe machines, the peer, the metadata file and the caller.
 
-use super::super::{Epoch, Generation, Lineage, Sequence};
+use super::super::{Epoch, Generation, Lineage, Past, Sequence};
+use super::identity::{Identity, Standpoint};
 use super::pace::CopyOptions;
 use super::primary::Session;
 use super::promoted::Keep;
@@ -20,8 +21,39 @@ pub struct GroupRecord {
     pub promoted: bool,
     /// What this node's disk is equal to but for what a dirty map of the same lineage says.
     pub lineage: Lineage,
+    /// The names that led to it.
+    pub past: Past,
     /// The journal leads back to `committed`: everything of that is on the disk, and what came after can be undone.
     pub journaled: bool,
+}
+
+impl GroupRecord {
+    pub fn identity(&self) -> Identity {
+        Identity::new(self.lineage, self.past)
+    }
+
+    pub fn set_identity(&mut self, identity: Identity) {
+        (self.lineage, self.past) = (identity.current, identity.past());
+    }
+
+    /// Nobody knows any more what the disk has, only what it came from.
+    pub fn disown(&mut self) {
+        let mut identity = self.identity();
+        identity.disown();
+        self.set_identity(identity);
+    }
+
+    /// Nobody knows any more what the peer lacks.
+    pub fn lose_marks(&mut self, fresh: Lineage) {
+        let mut identity = self.identity();
+        identity.lose_marks(fresh);
+        self.set_identity(identity);
+    }
+
+    /// What decides about this node in a handshake.
+    pub fn standpoint(&self, primary: bool) -> Standpoint {
+        Standpoint { identity: self.identity(), consistent: !self.inconsistent, primary, crashed: false }
+    }
 }
 
 /// How the disks of a new session are made equal.
@@ -43,6 +75,9 @@ pub struct Greeting {
     /// Its reactors.
     pub lanes: u16,
     pub lineage: Lineage,
+    pub past: Past,
+    /// False: a copy into it has not ended.
+    pub consistent: bool,
     /// It was restarted since it last followed: its memory is gone, and what only its disk's cache had.
     pub restarted: bool,
     /// Names the session: a lineage that begins with it takes this name.
@@ -107,6 +142,8 @@ pub enum Control {
     /// The commit of this epoch ends the full sync.
     SyncEnd {
         epoch: Epoch,
+        /// The name of what the secondary then has.
+        lineage: Lineage,
     },
     Prepare {
         epoch: Epoch,
@@ -164,6 +201,8 @@ pub enum ToStripes {
         preserve: bool,
     },
     Thaw,
+    /// Writes may be acknowledged without the peer: the record has a name for what this node does alone.
+    GoAlone,
     StartCopy {
         only_dirty: bool,
     },
@@ -253,6 +292,8 @@ pub enum Timer {
     Growth,
     /// Time for another attempt with a peer that was too slow, and what else there is to wait for with it.
     Behind,
+    /// The record is to be written once more.
+    Record,
 }
 
 /// Which of the two nodes.
@@ -368,6 +409,15 @@ pub enum GroupError {
          step: start with sync `full`"
     )]
     UnknownPeer,
+    #[error(
+        "split brain: both nodes went on without each other. Look at `split_brain` of replication_get_groups on both, choose \
+         whose changes are given up, and make the group anew: docs/replication.md, Names"
+    )]
+    SplitBrain,
+    #[error(
+        "the peer has what this node lacks: it went on without it. Make this node the secondary, or have the peer begin anew"
+    )]
+    PeerIsAhead,
     #[error("the peer keeps the size of {0} bytes: its disk or its disk buffer cannot take more")]
     PeerKeepsSize(u64),
     #[error("this node's disk could not be read behind the volume's present end")]
@@ -463,7 +513,7 @@ pub enum GroupOutput {
 /// Arms timers so that only the latest arming of each counts.
 #[derive(Default)]
 pub(super) struct Timers {
-    rounds: [u64; 5],
+    rounds: [u64; 6],
 }
 
 impl Timers {

@@ -4,7 +4,7 @@
 //! epochs. A roll-back says "inconsistent" durably before anything is written, and "consistent" with the epoch as the
 //! last checkpoint when all of it is durable. The disks are then those of no lineage: nobody knows what they lack.
 
-use super::super::{Epoch, Lineage};
+use super::super::Epoch;
 use super::group::*;
 use super::group_secondary::{Out, Persisting, SecondaryGroup, SecondaryState, Spreading, reply};
 use super::history::KeptEpoch;
@@ -112,9 +112,9 @@ impl SecondaryGroup {
                 reply(out, command, Err(GroupError::NotKept(epoch)));
             }
             (true, false) => {
-                let (inconsistent, journaled, lineage) = (true, false, Lineage(0));
-                let record =
-                    GroupRecord { committed: epoch, inconsistent, journaled, lineage, ..self.record() };
+                let (inconsistent, journaled) = (true, false);
+                let mut record = GroupRecord { committed: epoch, inconsistent, journaled, ..self.record() };
+                record.disown();
                 self.timers.arm(Timer::Deadline, self.failover_timeout_ms(), out);
                 self.persist(record, Persisting::RollBack { command }, out);
             }

@@ -7,6 +7,7 @@ use super::super::{Epoch, Lineage};
 use super::behind::Behind;
 use super::group::*;
 use super::growth::{Growth, Sized};
+use super::identity::{Identity, Names};
 use super::mutation::{Mutation, active};
 use super::primary::Session;
 use super::types::{StripeEvent, VerifyFault};
@@ -117,8 +118,20 @@ pub struct PrimaryGroup {
     pub(super) verify: GroupVerify,
     pub(super) behind: Behind,
     pub(super) timers: Timers,
-    persisting: bool,
+    pub(super) persisting: bool,
     persist_again: bool,
+    names: Names,
+    /// The identity that the record on the disk has, and that of the write under way.
+    pub(super) durable: Identity,
+    writing: Identity,
+    /// Machines hold writes back until this node has a name for going on alone.
+    pub(super) wants_alone: bool,
+    /// The peer may have taken on this node's name although `base` stands: it was told to, or this node does not remember.
+    pub(super) offered_name: bool,
+    /// A name that the peer was offered and nobody heard whether it took it on: the marks hold for it as for `base`.
+    pub(super) in_doubt: Lineage,
+    /// What the peer said in the handshake.
+    pub(super) peer_is_consistent: bool,
 }
 
 pub(super) type Out = Vec<GroupOutput>;
@@ -145,7 +158,27 @@ impl PrimaryGroup {
             timers: Timers::default(),
             persisting: false,
             persist_again: false,
+            names: Names::new(0),
+            durable: record.identity(),
+            writing: record.identity(),
+            wants_alone: false,
+            offered_name: true,
+            in_doubt: Lineage(0),
+            peer_is_consistent: false,
         }
+    }
+
+    /// Where names come from: a number that no other machine has.
+    pub fn seed_names(&mut self, seed: u64) {
+        self.names = Names::new(seed);
+    }
+
+    pub(super) fn fresh_name(&mut self) -> Lineage {
+        self.names.fresh()
+    }
+
+    pub(super) fn record_mut(&mut self) -> &mut GroupRecord {
+        &mut self.record
     }
 
     pub fn state(&self) -> PrimaryState {
@@ -221,13 +254,10 @@ impl PrimaryGroup {
             return;
         }
         let whole = self.meet(volumes);
-        match self.sync {
-            SyncMode::None if !whole => return self.start_failed(GroupError::SmallerPeer, out),
-            SyncMode::Changed if !whole || !self.record.lineage.is_shared_with(peer.lineage) => {
-                return self.start_failed(GroupError::UnknownPeer, out);
-            }
-            SyncMode::Full | SyncMode::None | SyncMode::Changed => {}
+        if let Err(error) = self.judge(peer, whole, self.sync) {
+            return self.start_failed(error, out);
         }
+        self.peer_is_consistent = peer.consistent;
         if peer.restarted {
             out.push(GroupOutput::ToStripes(ToStripes::PeerRestarted));
         }
@@ -237,7 +267,7 @@ impl PrimaryGroup {
             self.record.committed = Epoch(self.record.newest.0 - 1);
         }
         self.offered = match self.sync {
-            SyncMode::Changed => self.record.lineage,
+            SyncMode::Changed => peer.lineage,
             SyncMode::Full | SyncMode::None => Lineage(peer.session),
         };
         self.lanes = peer.lanes;
@@ -256,6 +286,7 @@ impl PrimaryGroup {
             return;
         }
         self.persisting = true;
+        self.writing = self.record.identity();
         out.push(GroupOutput::PersistRecord(self.record, self.recorded_bytes()));
     }
 
@@ -263,11 +294,15 @@ impl PrimaryGroup {
     /// again; what decides is the secondary's.
     pub fn persisted(&mut self, ok: bool, out: &mut Out) {
         self.persisting = false;
+        if ok {
+            self.durable = self.writing;
+        }
         if std::mem::take(&mut self.persist_again) {
             self.persist(out);
         } else {
             self.recorded(ok, out);
         }
+        self.may_go_alone(ok, out);
     }
 
     /// A message of the peer.
@@ -301,7 +336,15 @@ impl PrimaryGroup {
         }
         self.timers.cancel(Timer::Deadline);
         // The peer's disk is of this lineage now. What it lacks the machines know, from here on whatever happens.
-        self.record.lineage = self.offered;
+        if self.sync == SyncMode::Changed {
+            self.learn_name(self.offered);
+        } else {
+            let mut identity = self.record.identity();
+            identity.pair(self.offered);
+            self.record.set_identity(identity);
+            self.persist(out);
+        }
+        self.wants_alone = false;
         let full = self.sync == SyncMode::Full;
         let session =
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
@@ -420,7 +463,9 @@ impl PrimaryGroup {
                 reply(out, command, Ok(Success::Epoch(epoch)));
             }
             Wish::EndOfSync => {
-                out.push(GroupOutput::Send(Control::SyncEnd { epoch }));
+                let lineage = self.record.lineage;
+                self.offered_name = true;
+                out.push(GroupOutput::Send(Control::SyncEnd { epoch, lineage }));
                 self.send_commit(wish, out);
             }
             Wish::Whole(_) | Wish::Interval => self.send_commit(wish, out),
@@ -463,6 +508,9 @@ impl PrimaryGroup {
         if ended == Ended::Ok && epoch > self.record.committed && epoch < self.record.newest {
             // Also when it comes after the deadline: then this is how the outcome becomes known.
             self.record.committed = epoch;
+            if matches!(self.step, Step::Committing { wish: Wish::EndOfSync }) && epoch == self.epoch {
+                self.end_base();
+            }
             self.persist(out);
             out.push(GroupOutput::Event(GroupEvent::Committed(epoch)));
         }
@@ -542,6 +590,7 @@ impl PrimaryGroup {
                 _ => self.arm_interval(out),
             },
             Timer::Settle => {}
+            Timer::Record => self.persist(out),
             Timer::Growth => self.growth_hangs(out),
             Timer::Behind => self.behind_timer(out),
             Timer::Deadline => self.deadline(peer, out),
@@ -685,7 +734,8 @@ impl PrimaryGroup {
                 }
             }
             // Its map does not hold any more, as if the peer had another disk.
-            StripeEvent::PeerFlushFailed => self.record.lineage = Lineage(0),
+            StripeEvent::PeerFlushFailed => self.record.disown(),
+            StripeEvent::WantsAlone => self.go_alone(out),
             StripeEvent::CopyFailed(_) => {
                 let copying = self.state == PrimaryState::Running && self.copies_left > 0;
                 if self.state == PrimaryState::Syncing || copying {

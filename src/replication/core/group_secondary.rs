@@ -9,6 +9,7 @@ use super::behind;
 use super::group::*;
 use super::group_history::RollBack;
 use super::history::History;
+use super::identity::Names;
 use super::mutation::{Mutation, active};
 use super::promoted::Keep;
 use super::types::{DiskFailure, PeerRefusal, Standing, StripeEvent};
@@ -158,7 +159,9 @@ pub struct SecondaryGroup {
     pub(super) spreading: Spreading,
     /// Failovers that wait for the record.
     failovers: VecDeque<(u64, Keep)>,
-    sync_ends_with: Option<Epoch>,
+    /// The epoch whose commit ends the copy, and the name of what is here then.
+    sync_ends_with: Option<(Epoch, Lineage)>,
+    names: Names,
     lost_through: Epoch,
     /// While the record says inconsistent: the buffer still leads back to the last checkpoint.
     pub(super) leads_back: bool,
@@ -201,6 +204,7 @@ impl SecondaryGroup {
             spreading: Spreading::Nothing,
             failovers: VecDeque::new(),
             sync_ends_with: None,
+            names: Names::new(1),
             // The buffer is memory: after a restart the disk is ahead of the last checkpoint, and nothing leads back; but a
             // journal has done so by now.
             lost_through: if rolled_back { Epoch(0) } else { Epoch(u64::MAX) },
@@ -215,6 +219,11 @@ impl SecondaryGroup {
             behind: false,
             timers: Timers::default(),
         }
+    }
+
+    /// Where names come from: a number that no other machine has.
+    pub fn seed_names(&mut self, seed: u64) {
+        self.names = Names::new(seed);
     }
 
     pub fn state(&self) -> SecondaryState {
@@ -298,7 +307,7 @@ impl SecondaryGroup {
                 self.behind = true;
                 out.push(behind::answer(epoch));
             }
-            Control::SyncEnd { epoch } => self.sync_ends_with = Some(epoch),
+            Control::SyncEnd { epoch, lineage } => self.sync_ends_with = Some((epoch, lineage)),
             Control::Prepare { epoch, timeout_ms, lasts } => self.prepare(epoch, timeout_ms, lasts, out),
             Control::Commit { epoch } => self.commit(epoch, out),
             Control::Abort { epoch } => self.abort(epoch, out),
@@ -348,8 +357,16 @@ impl SecondaryGroup {
         let committed = if sync == SyncMode::Changed { self.record.committed } else { Epoch(epoch.0 - 1) };
         let inconsistent = sync != SyncMode::None && !active(Mutation::ConsistentBeforeSynced);
         // What the disks hold now may not be durable; the first checkpoint makes it so.
-        let record =
-            GroupRecord { committed, newest: epoch, inconsistent, lineage, journaled: false, ..self.record };
+        let mut record =
+            GroupRecord { committed, newest: epoch, inconsistent, journaled: false, ..self.record };
+        let mut identity = record.identity();
+        match sync {
+            SyncMode::Full => identity.begin_copy(lineage),
+            SyncMode::None => identity.pair(lineage),
+            // What it had it has until everything else is here.
+            SyncMode::Changed => {}
+        }
+        record.set_identity(identity);
         self.pending_bytes = self.primary_bytes.clone();
         self.persist(record, Persisting::Begin { epoch, sync, kept }, out);
     }
@@ -410,10 +427,16 @@ impl SecondaryGroup {
             let ended = if prepared { Ended::NotRunning } else { Ended::WrongEpoch };
             return out.push(GroupOutput::Send(Control::Committed { epoch, ended }));
         }
-        let synced = self.sync_ends_with == Some(epoch);
+        let ends = self.sync_ends_with.filter(|(last, _)| *last == epoch);
+        let synced = ends.is_some();
         let inconsistent = self.record.inconsistent && !synced;
         let journaled = standing == Some(Standing::Durable);
-        let record = GroupRecord { committed: epoch, inconsistent, journaled, ..self.record };
+        let mut record = GroupRecord { committed: epoch, inconsistent, journaled, ..self.record };
+        if let Some((_, name)) = ends {
+            let mut identity = record.identity();
+            identity.end_target(name);
+            record.set_identity(identity);
+        }
         if active(Mutation::CommitBeforeRecord) {
             out.push(GroupOutput::Send(Control::Committed { epoch, ended: Ended::Ok }));
         }
@@ -679,8 +702,11 @@ impl SecondaryGroup {
         let generation = Generation(self.record.generation.0 + raised);
         // Until the buffer is on the disk, the disk alone is neither the old state nor the promised one.
         let inconsistent = keep != Keep::Latest;
-        let record =
+        let mut record =
             GroupRecord { generation, promoted: true, inconsistent, journaled: false, ..self.record };
+        let mut identity = record.identity();
+        identity.promote(self.names.fresh());
+        record.set_identity(identity);
         self.persist(record, Persisting::Promotion { keep, command }, out);
     }
 
@@ -764,7 +790,8 @@ impl SecondaryGroup {
             StripeEvent::JournalFailed => GroupEvent::JournalFailed,
             StripeEvent::FlushFailed => {
                 // No map says what this disk lacks now, and a restart must not bring the lineage back.
-                (self.record.lineage, self.pending.lineage) = (Lineage(0), Lineage(0));
+                self.record.disown();
+                self.pending.disown();
                 self.disowned = true;
                 self.note_disowned(out);
                 GroupEvent::DiskFailed(DiskFailure::Follower(PeerRefusal::DiskWrite))
@@ -775,6 +802,7 @@ impl SecondaryGroup {
             StripeEvent::DiskFailed(failure) => GroupEvent::DiskFailed(failure),
             StripeEvent::Drained
             | StripeEvent::Congested
+            | StripeEvent::WantsAlone
             | StripeEvent::PeerFailed(_)
             | StripeEvent::PeerFlushFailed
             | StripeEvent::CopyFailed(_)

@@ -357,6 +357,8 @@ fn disks_said_to_be_equal_are_not_if_the_peers_volume_is_smaller() {
             generation: super::super::Generation(1),
             lanes: 1,
             lineage: super::super::Lineage(0),
+            past: Default::default(),
+            consistent: true,
             restarted: false,
             session: 1,
         };

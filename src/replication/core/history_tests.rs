@@ -140,6 +140,8 @@ fn a_volume_that_grows_has_its_new_end_in_every_kept_checkpoint() {
     for seed in 0..SEEDS {
         let mut pair = running_with_blocks(seed, AckMode::Applied, 1000, 101);
         pair.with_secondary_group(|group, out| group.set_history(EPOCHS, u64::MAX, out));
+        checkpoint(&mut pair, 9);
+        pair.settle();
         history(&mut pair, 3, false, &format!("seed {seed}"));
         (0..3).for_each(|byte| {
             pair.write(98, 3, byte + 1);

@@ -9,12 +9,10 @@
 //! cover every block that differs. A target takes on its source's name only when everything is copied and durable, and
 //! only after that its source forgets its `base`; so whichever of the two is cut off, the marks go on holding.
 
-use super::super::Lineage;
+use super::super::{Lineage, NAMES_KEPT, Past};
 use std::cmp::Ordering;
 
-/// Older names that a node remembers: as many times a pair can be parted, without a peer that was away all the while being
-/// taken for another one.
-pub const HISTORY: usize = 8;
+pub(super) const HISTORY: usize = NAMES_KEPT;
 
 /// What a disk holds, by its name and those that led to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -32,6 +30,14 @@ pub struct Identity {
 const NONE: Lineage = Lineage(0);
 
 impl Identity {
+    pub fn new(current: Lineage, past: Past) -> Identity {
+        Identity { current, base: past.base, history: past.history }
+    }
+
+    pub fn past(&self) -> Past {
+        Past { base: self.base, history: self.history }
+    }
+
     pub fn is_new(&self) -> bool {
         self.current == NONE
     }
@@ -43,33 +49,26 @@ impl Identity {
         }
     }
 
-    /// Both disks are equal, on the caller's word: both nodes take on the same fresh name.
+    /// A session begins for which the caller says that the disks are equal, or that everything is copied, and everything is
+    /// marked: both nodes take on the same fresh name, the target first. A target to which everything is copied does so by
+    /// [`Identity::begin_copy`], and is inconsistent: its name says only what its source's marks are relative to.
     pub fn pair(&mut self, fresh: Lineage) {
+        self.end_target(fresh);
+    }
+
+    /// Everything is about to be copied here: what this node had is nothing any more, under whatever name.
+    pub fn begin_copy(&mut self, fresh: Lineage) {
+        *self = Identity { current: fresh, ..Identity::default() };
+    }
+
+    /// Everything of the source, which has this name, is here, durably.
+    pub fn end_target(&mut self, name: Lineage) {
         let (current, base) = (self.current, self.base);
         self.retire(base);
-        self.retire(current);
-        (self.current, self.base) = (fresh, NONE);
-    }
-
-    /// Everything is marked, and about to be copied to a peer with whatever content: `fresh` are two names.
-    pub fn begin_full_source(&mut self, fresh: [Lineage; 2]) {
-        self.retire(self.base);
-        self.base = fresh[0];
-        if self.is_new() {
-            self.current = fresh[1];
+        if current != name {
+            self.retire(current);
         }
-    }
-
-    /// The source copies to this node what its marks say, which are relative to `base`, and cover what was marked here. The
-    /// record calls the content inconsistent until [`Identity::end_target`].
-    pub fn begin_target(&mut self, base: Lineage) {
-        (self.current, self.base) = (base, NONE);
-    }
-
-    /// Everything of the source is here, durably.
-    pub fn end_target(&mut self, source: &Identity) {
-        *self = Identity { base: NONE, ..*source };
-        self.retire(source.base);
+        (self.current, self.base) = (name, NONE);
     }
 
     /// The target has recorded that it has everything.
@@ -82,7 +81,8 @@ impl Identity {
     /// taken on `current` although `base` still stands, because it was told to and nobody heard whether it did; a node that
     /// has just begun does not know. False, and nothing changes: the peer cannot have `current`.
     pub fn write_alone(&mut self, offered: bool, fresh: Lineage) -> bool {
-        let needed = !self.is_new() && (self.base == NONE || offered);
+        let never_in_step = self.is_new() && self.history[0] == NONE;
+        let needed = !never_in_step && (self.base == NONE || offered);
         if needed {
             self.part(fresh);
         }
@@ -103,6 +103,13 @@ impl Identity {
         self.current = fresh;
     }
 
+    /// The marks, which hold for `base`, hold as well for the name that the peer was offered after it: it has taken that on.
+    pub fn rebase(&mut self, name: Lineage) {
+        let base = self.base;
+        self.retire(base);
+        self.base = name;
+    }
+
     /// What is here is not known any more by any name, although the names it came from are.
     pub fn disown(&mut self) {
         let current = self.current;
@@ -110,14 +117,20 @@ impl Identity {
         self.current = NONE;
     }
 
-    /// What the peer has is not known any more: its next sync is a full one.
-    pub fn forget_peer(&mut self, fresh: Lineage) {
+    /// What the peer lacks is not known any more, because the marks are gone: its next sync is a full one, whatever name it
+    /// has. What is here is known as before.
+    pub fn lose_marks(&mut self, fresh: Lineage) {
         if !self.is_new() {
-            let (current, base) = (self.current, self.base);
-            self.retire(base);
-            self.retire(current);
-            (self.current, self.base) = (fresh, NONE);
+            self.end_target(fresh);
         }
+    }
+
+    /// An operator gives up what this node did without its peer. What it had when they parted, and its marks since, is what it
+    /// offers from now on; its record calls it inconsistent.
+    pub fn give_up(&mut self) {
+        let (current, base) = (self.current, self.base);
+        (self.current, self.base) = (base, NONE);
+        self.retire(current);
     }
 
     /// The name that the peer's content has if this node's marks hold for it.
@@ -249,16 +262,21 @@ fn of_one_name(me: &Standpoint, peer: &Standpoint) -> Decision {
     }
 }
 
-/// How the loser of a split brain gets what the winner has, once an operator has named it: by the marks of both if they are
-/// relative to the same content.
-pub fn resolve(winner: &Identity, loser: &Identity) -> Resolution {
-    let (mine, theirs) = (winner.marks_hold_for(), loser.marks_hold_for());
-    if mine != NONE && mine == theirs { Resolution::Marked } else { Resolution::Everything }
-}
+/// Makes names that nobody has used: numbers that look random, from a seed that is.
+#[derive(Clone, Copy, Debug)]
+pub struct Names(u64);
 
-/// What is copied to the loser of a split brain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resolution {
-    Marked,
-    Everything,
+impl Names {
+    pub fn new(seed: u64) -> Names {
+        Names(seed)
+    }
+
+    /// SplitMix64, without the one number that is no name.
+    pub fn fresh(&mut self) -> Lineage {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Lineage((z ^ (z >> 31)).max(1))
+    }
 }

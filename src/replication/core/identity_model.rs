@@ -1,5 +1,5 @@
 //! Every order in which two nodes can write, lose each other, crash, take over, come back and get in step, checked against
-//! what the identities promise. The rules are the production ones ([`Identity`], [`decide`], [`resolve`]); the model adds
+//! what the identities promise. The rules are the production ones ([`Identity`], [`decide`]); the model adds
 //! disks of two blocks, marks, one write under way for each node, and a ghost: the set of acknowledged writes and promotions
 //! from which a disk's content comes, which no node knows.
 //!
@@ -72,6 +72,7 @@ struct Node {
     /// It acknowledges writes without the peer.
     alone: bool,
     offered: bool,
+    in_doubt: Lineage,
     flight: Option<Flight>,
     /// A way back to what this node had before the copy.
     kept: Option<Kept>,
@@ -96,7 +97,11 @@ impl Node {
 enum Phase {
     /// The source is ready: its record and marks are durable.
     Beginning {
-        resolved: bool,
+        everything: bool,
+    },
+    /// The target is ready as well, under a name that is new to both.
+    Begun {
+        name: Lineage,
     },
     Copying,
     /// The target was told to end.
@@ -149,8 +154,9 @@ enum Action {
     Restart { node: usize, as_secondary: bool },
     Promote(usize),
     Connect,
-    Resolve { loser: usize },
+    GiveUp(usize),
     BeginTarget,
+    BeginSource,
     Copy(usize),
     Offer,
     RecordTarget,
@@ -192,13 +198,10 @@ impl State {
         let mut known: Vec<Lineage> = Vec::new();
         for node in &mut self.nodes {
             let Identity { current, base, history } = &mut node.identity;
-            for name in [current, base].into_iter().chain(history).filter(|name| name.0 != 0) {
-                let at = known.iter().position(|it| it == name).unwrap_or_else(|| {
-                    known.push(*name);
-                    known.len() - 1
-                });
-                *name = Lineage(at as u64 + 1);
-            }
+            rename([current, base].into_iter().chain(history).chain([&mut node.in_doubt]), &mut known);
+        }
+        if let Some(Session { phase: Phase::Begun { name }, .. }) = &mut self.session {
+            rename([name], &mut known);
         }
         self.names = known.len() as u64;
     }
@@ -214,7 +217,7 @@ impl State {
 
     fn forwards(&self, node: usize) -> bool {
         let phase = self.session.filter(|session| session.source == node).map(|session| session.phase);
-        phase.is_some_and(|phase| !matches!(phase, Phase::Beginning { .. }))
+        phase.is_some_and(|phase| !matches!(phase, Phase::Beginning { .. } | Phase::Begun { .. }))
     }
 
     fn end_session(&mut self, pair: &Pair) {
@@ -239,6 +242,7 @@ impl State {
         let it = &mut self.nodes[node];
         it.crashed |= it.serves();
         (it.up, it.alone, it.fenced, it.flight, it.kept) = (false, false, false, None, None);
+        it.in_doubt = Lineage(0);
         if pair.is(Broken::MarksLostInCrash) {
             it.marks = [false; BLOCKS];
         }
@@ -279,8 +283,9 @@ impl State {
     fn go_alone(&mut self, node: usize, pair: &Pair) {
         let fresh = self.name();
         let it = &mut self.nodes[node];
+        let before = it.identity.current;
         if !pair.is(Broken::LoneWriteWithoutName) && it.identity.write_alone(it.offered, fresh) {
-            it.offered = false;
+            (it.offered, it.in_doubt) = (false, before);
         }
         it.alone = true;
         self.went_on(node);
@@ -298,7 +303,8 @@ impl State {
         let parted = mine & !theirs != 0 && theirs & !mine != 0;
         self.fault = match verdict {
             Decision::SplitBrain if !parted => Some(Fault::FalseSplitBrain),
-            Decision::Unrelated => Some(Fault::TakenForStrangers),
+            Decision::Unrelated if a.consistent && b.consistent => Some(Fault::TakenForStrangers),
+            Decision::Unrelated => None,
             Decision::SplitBrain | Decision::Inconsistent(_) | Decision::NeitherConsistent => None,
             _ if parted => Some(Fault::MissedSplitBrain),
             _ => None,
@@ -315,8 +321,16 @@ impl State {
         }
         let verdict = if primary == 0 { verdict } else { verdict.mirrored() };
         match verdict {
-            Decision::BothNew | Decision::Everything { source: Who::Me } => self.begin(primary, true, pair),
+            Decision::BothNew => self.begin(primary, true, pair),
+            Decision::Everything { source: Who::Me } => {
+                let theirs = self.nodes[1 - primary];
+                let name = theirs.identity.current;
+                let took_on = theirs.consistent && name.0 != 0 && name == self.nodes[primary].in_doubt;
+                self.begin(primary, !took_on, pair);
+            }
             Decision::Marked { source: Who::Me } => self.begin(primary, false, pair),
+            // Everything was to be copied to it, and the source has not heard that this had begun.
+            Decision::Unrelated | Decision::Inconsistent(Who::Peer) => self.begin(primary, true, pair),
             Decision::SplitBrain if pair.is(Broken::NewerGenerationWins) && newer == primary => {
                 self.begin(primary, false, pair);
             }
@@ -326,47 +340,45 @@ impl State {
 
     /// The source's half of the beginning: durable before the target hears of it.
     fn begin(&mut self, source: usize, everything: bool, pair: &Pair) {
-        let target = 1 - source;
-        let theirs = self.nodes[target];
-        let names = if everything { [self.name(), self.name()] } else { Default::default() };
+        let theirs = self.nodes[1 - source];
         let it = &mut self.nodes[source];
         if everything {
-            it.identity.begin_full_source(names);
             it.marks = [true; BLOCKS];
         } else {
-            if theirs.identity.current == it.identity.current && theirs.consistent {
+            let took_on = theirs.identity.current == it.in_doubt;
+            if took_on {
+                it.identity.rebase(it.in_doubt);
+            } else if theirs.identity.current == it.identity.current && theirs.consistent {
                 it.identity.end_source();
             }
             if !pair.is(Broken::TargetsMarksForgotten) {
                 it.marks = std::array::from_fn(|block| it.marks[block] | theirs.marks[block]);
             }
+            // It says by its name that it did not take on the other.
+            (it.offered, it.in_doubt) = (false, Lineage(0));
         }
         (it.alone, it.generation) = (false, it.generation.max(theirs.generation));
-        it.offered = false;
-        self.session = Some(Session { source, phase: Phase::Beginning { resolved: false } });
+        self.session = Some(Session { source, phase: Phase::Beginning { everything } });
     }
 
-    fn begin_target(&mut self, source: usize, resolved: bool, pair: &Pair) {
+    fn begin_target(&mut self, source: usize, everything: bool, pair: &Pair) {
         let target = 1 - source;
-        if self.nodes[target].past & !self.nodes[source].past != 0 && !resolved {
+        if self.nodes[target].past & !self.nodes[source].past != 0 {
             self.fault = Some(Fault::AcknowledgedOverwritten);
         }
-        let Node { identity: from, generation, past, .. } = self.nodes[source];
+        let fresh = if everything { self.name() } else { Lineage(0) };
+        let Node { identity: from, generation, .. } = self.nodes[source];
         let it = &mut self.nodes[target];
-        it.kept = (it.consistent && !it.identity.is_new() && !resolved).then_some(Kept {
-            disk: it.disk,
-            past: it.past,
-            given_up: 0,
-        });
-        it.identity.begin_target(from.marks_hold_for());
-        if pair.is(Broken::NameBeforeContent) {
-            it.identity.current = from.current;
+        let goes_back = it.consistent && !it.identity.is_new() && !everything;
+        it.kept = goes_back.then_some(Kept { disk: it.disk, past: it.past, given_up: 0 });
+        if everything {
+            it.identity.begin_copy(fresh);
+        } else if pair.is(Broken::NameBeforeContent) {
+            it.identity.end_target(from.current);
         }
         (it.consistent, it.marks, it.crashed) = (false, [false; BLOCKS], false);
-        // What an operator has given up is gone.
-        it.past &= past;
         it.generation = generation;
-        self.set_phase(Phase::Copying);
+        self.set_phase(if everything { Phase::Begun { name: fresh } } else { Phase::Copying });
     }
 
     fn set_phase(&mut self, phase: Phase) {
@@ -378,7 +390,7 @@ impl State {
     fn record_target(&mut self, source: usize) {
         let from = self.nodes[source];
         let target = &mut self.nodes[1 - source];
-        target.identity.end_target(&from.identity);
+        target.identity.end_target(from.identity.current);
         (target.consistent, target.past, target.kept) = (true, from.past, None);
         let under_way = |block| from.marks[block];
         if (0..BLOCKS).any(|block| from.disk[block] != target.disk[block] && !under_way(block)) {
@@ -403,6 +415,16 @@ impl State {
                 self.nodes[node].marks[flight.block] = false;
             }
         }
+    }
+}
+
+fn rename<'a>(names: impl IntoIterator<Item = &'a mut Lineage>, known: &mut Vec<Lineage>) {
+    for name in names.into_iter().filter(|name| name.0 != 0) {
+        let at = known.iter().position(|it| it == name).unwrap_or_else(|| {
+            known.push(*name);
+            known.len() - 1
+        });
+        *name = Lineage(at as u64 + 1);
     }
 }
 
@@ -472,7 +494,7 @@ impl Model for Pair {
                 let verdict = decide(&state.nodes[0].standpoint(), &state.nodes[1].standpoint());
                 if verdict == Decision::SplitBrain && !state.resolved {
                     let winners = NODES.into_iter().filter(|&node| state.nodes[node].serves());
-                    actions.extend(winners.map(|node| Action::Resolve { loser: 1 - node }));
+                    actions.extend(winners.map(|node| Action::GiveUp(1 - node)));
                 }
             }
             None => {}
@@ -483,6 +505,7 @@ impl Model for Pair {
                 let source = &state.nodes[session.source];
                 match session.phase {
                     Phase::Beginning { .. } => actions.push(Action::BeginTarget),
+                    Phase::Begun { .. } => actions.push(Action::BeginSource),
                     Phase::Copying => {
                         let marked = (0..BLOCKS).filter(|&block| source.marks[block]);
                         actions.extend(marked.map(Action::Copy));
@@ -526,20 +549,28 @@ impl Model for Pair {
             Action::Restart { node, as_secondary } => state.restart(node, as_secondary, self),
             Action::Promote(node) => state.promote(node, self),
             Action::Connect => state.connect(self),
-            Action::Resolve { loser } => {
-                let winner = 1 - loser;
-                let how = resolve(&state.nodes[winner].identity, &state.nodes[loser].identity);
+            Action::GiveUp(loser) => {
+                let winners = state.nodes[1 - loser].past;
                 let it = &mut state.nodes[loser];
-                (it.primary, it.flight, it.alone) = (false, None, false);
+                it.identity.give_up();
+                (it.primary, it.consistent, it.flight, it.alone) = (false, false, None, false);
+                it.past &= winners;
                 state.resolved = true;
-                state.begin(winner, how == Resolution::Everything, self);
-                state.set_phase(Phase::Beginning { resolved: true });
             }
             Action::BeginTarget => {
-                let Some(Session { source, phase: Phase::Beginning { resolved } }) = state.session else {
+                let Some(Session { source, phase: Phase::Beginning { everything } }) = state.session else {
                     return None;
                 };
-                state.begin_target(source, resolved, self);
+                state.begin_target(source, everything, self);
+            }
+            Action::BeginSource => {
+                let Some(Session { source, phase: Phase::Begun { name } }) = state.session else {
+                    return None;
+                };
+                let it = &mut state.nodes[source];
+                it.identity.pair(name);
+                it.offered = false;
+                state.set_phase(Phase::Copying);
             }
             Action::Copy(block) => {
                 let source = state.session?.source;

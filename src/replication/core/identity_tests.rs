@@ -90,40 +90,69 @@ fn a_name_is_changed_once_and_only_if_the_peer_may_have_it() {
 }
 
 #[test]
-fn both_have_the_same_identity_when_a_copy_has_ended() {
-    for (mut source, mut target, full) in [
-        (identity(4, 3, &[1]), identity(3, 0, &[1]), false),
-        (identity(4, 3, &[1]), identity(7, 6, &[5]), true),
-        (identity(0, 0, &[]), identity(0, 0, &[]), true),
-    ] {
-        if full {
-            source.begin_full_source([Lineage(20), Lineage(21)]);
-        }
-        target.begin_target(source.marks_hold_for());
-        let under_way = Standpoint { consistent: false, ..at(target) };
-        let goes_on = Decision::Marked { source: Who::Me };
-        assert_eq!(both(serving(source), under_way), goes_on, "wherever it is cut off");
-        target.end_target(&source);
-        assert_eq!(both(serving(source), at(target)), goes_on, "whoever has recorded it");
-        source.end_source();
-        assert_eq!((source, source.base), (target, Lineage(0)));
+fn both_have_the_same_name_when_a_copy_has_ended() {
+    let goes_on = Decision::Marked { source: Who::Me };
+    let (mut source, mut target) = (identity(4, 3, &[1]), identity(3, 0, &[1]));
+    assert_eq!(
+        both(serving(source), Standpoint { consistent: false, ..at(target) }),
+        goes_on,
+        "cut off anywhere"
+    );
+    target.end_target(source.current);
+    assert_eq!(both(serving(source), at(target)), goes_on, "whoever has recorded it");
+    source.end_source();
+    assert_eq!(source, target);
+    assert_eq!(source, identity(4, 0, &[3, 1]));
+    for (mut source, mut target) in
+        [(identity(4, 3, &[1]), identity(7, 6, &[5])), (identity(0, 0, &[]), identity(0, 0, &[]))]
+    {
+        source.pair(Lineage(20));
+        target.begin_copy(Lineage(20));
+        assert_eq!(both(serving(source), Standpoint { consistent: false, ..at(target) }), goes_on);
+        assert_eq!(
+            (source.current, target.current, source.base, target.base),
+            (Lineage(20), Lineage(20), Lineage(0), Lineage(0))
+        );
     }
 }
 
 #[test]
-fn a_peer_that_is_not_known_any_more_gets_everything_and_one_that_knows_nothing_as_well() {
+fn one_that_knows_nothing_any_more_gets_everything() {
     let from_me = Decision::Everything { source: Who::Me };
-    let mut primary = identity(3, 0, &[]);
-    primary.forget_peer(Lineage(4));
-    assert_eq!(both(serving(primary), at(identity(3, 0, &[]))), from_me);
     let mut secondary = identity(3, 0, &[]);
     secondary.disown();
     assert_eq!(both(serving(identity(3, 0, &[])), at(secondary)), from_me);
-    secondary.promote(Lineage(5));
-    assert_eq!(both(serving(secondary), at(identity(3, 0, &[]))), from_me, "it came from there");
-    let mut new = identity(0, 0, &[]);
-    new.forget_peer(Lineage(9));
-    assert_eq!(new, identity(0, 0, &[]));
+    let mut promoted = secondary;
+    promoted.promote(Lineage(5));
+    assert_eq!(both(serving(promoted), at(identity(3, 0, &[]))), from_me, "it came from there");
+    let mut alone = secondary;
+    assert!(alone.write_alone(true, Lineage(6)));
+    assert_eq!(
+        both(serving(alone), serving(identity(7, 3, &[]))),
+        Decision::SplitBrain,
+        "it went on, from there"
+    );
+}
+
+#[test]
+fn who_gives_up_is_what_it_was_when_they_parted_but_for_its_marks() {
+    let (winner, mut loser) = (identity(4, 3, &[]), identity(5, 3, &[]));
+    assert_eq!(both(serving(winner), serving(loser)), Decision::SplitBrain);
+    loser.give_up();
+    assert_eq!(loser, identity(3, 0, &[5]));
+    let offered = Standpoint { consistent: false, ..at(loser) };
+    assert_eq!(both(serving(winner), offered), Decision::Marked { source: Who::Me });
+    let (winner, mut loser) = (identity(4, 0, &[3]), identity(5, 3, &[]));
+    loser.give_up();
+    let offered = Standpoint { consistent: false, ..at(loser) };
+    assert_eq!(both(serving(winner), offered), Decision::Everything { source: Who::Me });
+}
+
+#[test]
+fn names_differ() {
+    let mut names = Names::new(7);
+    let all: std::collections::HashSet<Lineage> = (0..1000).map(|_| names.fresh()).collect();
+    assert_eq!(all.len(), 1000);
 }
 
 #[test]
@@ -133,13 +162,6 @@ fn the_oldest_names_go_first() {
         long.write_alone(true, Lineage(name));
     }
     assert_eq!(long, identity(20, 1, &[19, 18, 17, 16, 15, 14, 13, 12]));
-}
-
-#[test]
-fn the_loser_of_a_split_brain_gets_the_marks_of_both_if_they_are_relative_to_one_content() {
-    assert_eq!(resolve(&identity(4, 3, &[]), &identity(5, 3, &[])), Resolution::Marked);
-    assert_eq!(resolve(&identity(4, 3, &[]), &identity(6, 5, &[3])), Resolution::Everything);
-    assert_eq!(resolve(&identity(0, 0, &[]), &identity(0, 0, &[])), Resolution::Everything);
 }
 
 fn any_standpoint() -> impl Strategy<Value = Standpoint> {
@@ -165,7 +187,7 @@ proptest! {
         for fresh in 10..20 {
             a.identity.write_alone(offered, Lineage(fresh));
             a.identity.end_source();
-            a.identity.begin_full_source([Lineage(fresh + 100), Lineage(fresh + 200)]);
+            a.identity.pair(Lineage(fresh + 100));
         }
         let names: Vec<u64> = a.identity.history.iter().map(|name| name.0).filter(|&name| name != 0).collect();
         let different: std::collections::HashSet<u64> = names.iter().copied().collect();

@@ -27,6 +27,7 @@
 //!   roll-back exist only while the last committed epoch is at least that.
 //! * The undo layers, the overlay and their memory are behind the small trait [`GranuleMaps`]; payloads behind [`Payload`].
 
+mod alone;
 mod behind;
 mod copying;
 mod dirty;
@@ -96,7 +97,7 @@ pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState};
 pub use group_secondary::{SecondaryGroup, SecondaryGroupConfig, SecondaryState};
 pub use handshake::{Claim, Mismatch, VolumeClaim, judge};
 pub use history::KeptEpoch;
-pub use identity::{Decision, Identity, Resolution, Standpoint, Who, decide, resolve};
+pub use identity::{Decision, Identity, Names, Standpoint, Who, decide};
 pub use lane::{Answered, Incoming, Outgoing, Run};
 pub use maps::{BufferFull, GranuleMaps};
 pub use pace::{CopyOptions, Pace};

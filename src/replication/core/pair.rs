@@ -479,6 +479,8 @@ impl Pair {
             generation: record.generation,
             lanes: REACTORS as u16,
             lineage: record.lineage,
+            past: self.secondary_group.record().past,
+            consistent: !self.secondary_group.record().inconsistent,
             restarted: self.secondary_group.is_restarted(),
             session: self.sessions,
         };
@@ -584,6 +586,7 @@ impl Pair {
                 self.with_primary(reactor, |machine, out| machine.stamp(next, preserve, out));
             }
             ToStripes::Thaw => self.with_primary(reactor, |machine, out| machine.thaw(out)),
+            ToStripes::GoAlone => self.with_primary(reactor, |machine, out| machine.go_alone(out)),
             ToStripes::StartCopy { only_dirty } => {
                 self.with_primary(reactor, |machine, out| machine.start_copy(only_dirty, out));
             }

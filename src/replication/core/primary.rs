@@ -210,6 +210,15 @@ enum Gate {
     Fenced,
 }
 
+/// Whether writes may go on without the peer, while there is no link. The first one that would is held until this node has
+/// a name for what it does alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Alone {
+    No,
+    Asked,
+    Yes,
+}
+
 pub struct PrimaryStripes<P> {
     /// Its geometry has the blocks that there is room for: never fewer than the volume has, never fewer than before.
     pub(super) config: PrimaryConfig,
@@ -224,6 +233,7 @@ pub struct PrimaryStripes<P> {
     lagging: VecDeque<OpId>,
     pub(super) link: Link,
     gate: Gate,
+    alone: Alone,
     /// A connection to the peer takes no more for now.
     congested: bool,
     epoch: Epoch,
@@ -261,6 +271,7 @@ impl<P: Payload> PrimaryStripes<P> {
             lagging: VecDeque::new(),
             link: Link::Down { lost: false },
             gate: Gate::Open,
+            alone: Alone::Yes,
             congested: false,
             epoch: Epoch(0),
             dirty: DirtyMap::new(config.geometry),
@@ -363,6 +374,31 @@ impl<P: Payload> PrimaryStripes<P> {
         self.gate == Gate::Frozen
             || self.congested
             || (self.link == Link::Down { lost: true } && self.config.on_link_loss == OnLinkLoss::Block)
+            || (matches!(self.link, Link::Down { .. }) && self.alone != Alone::Yes)
+    }
+
+    /// Somebody waits to go on without the peer.
+    fn ask_to_go_alone(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        let blocks = self.link == Link::Down { lost: true } && self.config.on_link_loss == OnLinkLoss::Block;
+        if matches!(self.link, Link::Down { .. }) && self.alone == Alone::No && !blocks {
+            self.alone = Alone::Asked;
+            out.push(PrimaryOutput::Event(StripeEvent::WantsAlone));
+        }
+    }
+
+    /// Until [`PrimaryStripes::go_alone`] nothing is acknowledged without the peer. A machine that was just made may, as one
+    /// of a volume that never had a peer.
+    pub fn stay_together(&mut self) {
+        self.alone = Alone::No;
+    }
+
+    /// The record has a name for what this node does without its peer.
+    pub fn go_alone(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+        if matches!(self.link, Link::Down { .. }) {
+            self.alone = Alone::Yes;
+            self.settle_all(out);
+            self.unpark(out);
+        }
     }
 
     /// The operation holds its range.
@@ -396,7 +432,7 @@ impl<P: Payload> PrimaryStripes<P> {
         }
         if self.shut() {
             self.parked.push_back(id);
-            return;
+            return self.ask_to_go_alone(out);
         }
         let Some(op) = self.ops.get_mut(id) else { return };
         match &op.kind {
@@ -574,7 +610,11 @@ impl<P: Payload> PrimaryStripes<P> {
                 }
             },
             (Local::Done, Peer::Lost) => match self.config.on_link_loss {
-                OnLinkLoss::Continue => Some(Ok(())),
+                OnLinkLoss::Continue if self.alone == Alone::Yes || op.replied => Some(Ok(())),
+                OnLinkLoss::Continue => {
+                    self.ask_to_go_alone(out);
+                    None
+                }
                 OnLinkLoss::Block => None,
             },
         };
@@ -756,6 +796,9 @@ impl<P: Payload> PrimaryStripes<P> {
                 self.settle(id, out);
             }
         }
+        if !self.parked.is_empty() {
+            self.ask_to_go_alone(out);
+        }
     }
 
     /// Ends an operation that was never launched.
@@ -773,6 +816,7 @@ impl<P: Payload> PrimaryStripes<P> {
         self.lanes = session.lanes.max(1);
         self.watch.begin();
         self.link = Link::Up { generation: session.generation, preserve: session.preserve };
+        self.alone = Alone::No;
         self.epoch = session.epoch;
         for id in self.in_order(|op| op.peer == Peer::Lost && !op.replied) {
             self.forward(id, out);

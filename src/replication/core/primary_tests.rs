@@ -75,6 +75,11 @@ impl Bench {
         self.machine.applied(op, &mut self.out);
     }
 
+    fn asks_to_go_alone(&self) -> usize {
+        let asks = |out: &&PrimaryOutput<_>| matches!(out, PrimaryOutput::Event(StripeEvent::WantsAlone));
+        self.out.iter().filter(asks).count()
+    }
+
     fn replies(&self) -> Vec<(Token, Result<(), Refusal>)> {
         self.out
             .iter()
@@ -140,6 +145,9 @@ fn a_lost_link_marks_what_was_in_flight_and_goes_on() {
     let ops = bench.submitted();
     bench.local(ops[0], true);
     bench.machine.link_down(&mut bench.out);
+    assert!(bench.replies().is_empty(), "not before this node has a name for what it does alone");
+    assert_eq!(bench.asks_to_go_alone(), 1);
+    bench.machine.go_alone(&mut bench.out);
     assert_eq!(bench.replies(), [(1, Ok(()))]);
     assert!(bench.machine.dirty().is_dirty(Range::new(0, 4)));
     bench.write(2, 500, 4);
@@ -177,7 +185,10 @@ fn an_operator_can_release_what_a_lost_link_holds() {
     bench.local(ops[0], true);
     bench.machine.link_down(&mut bench.out);
     bench.write(2, 500, 4);
+    assert_eq!(bench.asks_to_go_alone(), 0);
     bench.machine.set_on_link_loss(OnLinkLoss::Continue, &mut bench.out);
+    assert_eq!((bench.asks_to_go_alone(), bench.replies().len()), (1, 0));
+    bench.machine.go_alone(&mut bench.out);
     let ops = bench.submitted();
     bench.local(ops[1], true);
     assert_eq!(bench.replies(), [(1, Ok(())), (2, Ok(()))]);
@@ -236,6 +247,7 @@ fn a_lost_link_releases_what_its_lag_held_back_as_the_policy_says() {
         }
         assert_eq!(bench.replies().len(), 1);
         bench.machine.link_down(&mut bench.out);
+        bench.machine.go_alone(&mut bench.out);
         assert_eq!(bench.replies().len(), replies);
         // Sent again in the next session, it is held back and released as before.
         bench.up(1, Epoch(2));
@@ -260,6 +272,8 @@ fn a_connection_that_is_full_holds_launches_back_also_over_a_cut() {
     bench.machine.hold_back();
     bench.write(2, 8, 1);
     bench.machine.link_down(&mut bench.out);
+    assert_eq!(bench.asks_to_go_alone(), 1);
+    bench.machine.go_alone(&mut bench.out);
     assert_eq!(bench.submitted().len(), 2, "a connection that is gone holds nothing back");
 }
 

@@ -1,6 +1,6 @@
 //! How a primary's group gets its session: a peer that is late, one that is reached and does not begin, a change of mind.
 
-use super::super::{Epoch, Generation, Lineage};
+use super::super::{Epoch, Generation, Lineage, Past};
 use super::*;
 
 type Out = Vec<GroupOutput>;
@@ -29,7 +29,16 @@ fn connect(group: &mut PrimaryGroup) -> Out {
 
 /// A peer as it greets in session 5.
 fn greeting(lineage: Lineage) -> Greeting {
-    Greeting { newest: Epoch(7), generation: Generation(1), lanes: 1, lineage, restarted: false, session: 5 }
+    Greeting {
+        newest: Epoch(7),
+        generation: Generation(1),
+        lanes: 1,
+        lineage,
+        past: Past::default(),
+        consistent: true,
+        restarted: false,
+        session: 5,
+    }
 }
 
 fn begun(group: &mut PrimaryGroup, epoch: u64) -> Out {

@@ -319,6 +319,9 @@ pub enum DiskFailure {
 /// What a stripe machine has to tell beside its replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StripeEvent {
+    /// A write waits to be acknowledged, or launched, without the peer: [`ToStripes::GoAlone`](super::group::ToStripes)
+    /// is the answer.
+    WantsAlone,
     /// The local disk failed something. A range that the disks may differ in is dirty.
     DiskFailed(DiskFailure),
     /// The peer failed a write: the range is dirty and the peer no longer follows.

@@ -5,6 +5,7 @@ use std::rc::{Rc, Weak};
 
 use super::claim;
 use super::home::{ControlOwner, Home, Machine};
+use super::split_brain;
 use crate::reactor;
 use crate::replication::link::{
     AcceptOwner, Connection, DataHello, FirstMessage, Hello, HelloBody, Incoming, ListenError, Listener,
@@ -29,8 +30,11 @@ impl Home {
         let record = self.record();
         let refuse =
             |incoming: Incoming<'_>, code, text: &str| incoming.refuse(code, record.generation, text);
-        let restarted = matches!(&*self.machine.borrow(), Machine::Secondary(group) if group.is_restarted());
-        let mine = claim::hello(&self.fixed, record, record.promoted, restarted, hello.nonce);
+        let mine = self.own_hello(record.promoted, hello.nonce);
+        if split_brain::is_between(&mine, (&hello, body)) {
+            return self.part_from(incoming, hello, body.clone());
+        }
+        self.split_brain.take();
         if let Err((code, text)) = claim::check(&mine, (&hello, body)) {
             return refuse(incoming, code, &text);
         }

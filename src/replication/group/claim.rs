@@ -26,6 +26,7 @@ pub(super) fn hello(
     record: GroupRecord,
     is_primary: bool,
     restarted: bool,
+    dirty_bytes: u64,
     nonce: u64,
 ) -> (Hello, HelloBody) {
     let body = HelloBody {
@@ -36,6 +37,8 @@ pub(super) fn hello(
         granule_bytes: fixed.granule_bytes,
         stripe_bytes: STRIPE_BYTES,
         lineage: record.lineage,
+        past: record.past,
+        dirty_bytes,
         volumes: fixed
             .bdevs
             .iter()
@@ -52,7 +55,8 @@ pub(super) fn hello(
         // Epochs that were begun and never committed are not used again either.
         committed_epoch: record.newest.max(record.committed),
         options: if fixed.buffer { option::DISK_BUFFER } else { 0 }
-            | if restarted { option::RESTARTED } else { 0 },
+            | if restarted { option::RESTARTED } else { 0 }
+            | if record.inconsistent { option::INCONSISTENT } else { 0 },
         nonce,
     };
     (hello, body)
@@ -137,6 +141,8 @@ mod tests {
             granule_bytes: 4096,
             stripe_bytes: STRIPE_BYTES,
             lineage: crate::replication::Lineage(7),
+            past: crate::replication::Past::default(),
+            dirty_bytes: 0,
             volumes: vec![volume],
         };
         let hello = Hello {

@@ -15,7 +15,6 @@ use super::home::{ControlOwner, Home, Machine, home_of};
 use super::options::RoleOptions;
 use crate::env::SgList;
 use crate::reactor::{self, TimerHandler};
-use crate::replication::Lineage;
 use crate::replication::core::{Greeting, GroupError, PrimaryState};
 use crate::replication::link::wire::VERSION;
 use crate::replication::link::{
@@ -23,6 +22,7 @@ use crate::replication::link::{
     Header, Hello, HelloBody, LinkOwner, Message, RefusalCode, connect, option,
 };
 use crate::replication::volume::shard_of;
+use crate::replication::{Lineage, Past};
 
 /// How long one attempt to connect takes at most; between two of them the wait doubles up to some seconds.
 const ATTEMPT: Duration = Duration::from_secs(2);
@@ -174,7 +174,7 @@ impl Home {
             Err(reason) => return self.session_lost(&reason.to_string()),
         };
         connection.set_deadline(HANDSHAKE_DEADLINE, "the handshake");
-        let hello = claim::hello(&self.fixed, self.record(), true, false, session);
+        let hello = self.own_hello(true, session);
         let _ = connection.send_bytes(&Message::Hello(hello.0), &hello.1.encode());
         self.dial.hello.replace(Some(hello));
         self.control.replace(Some(connection));
@@ -187,8 +187,14 @@ impl Home {
         let (Some(mine), Some(body)) = (self.dial.hello.take(), body) else {
             return self.session_lost("the peer's hello is malformed");
         };
+        let split = self.is_split_brain(&mine, (&hello, &body));
         if hello.generation > mine.0.generation && body.role == mine.1.role {
             return self.primary(|group, out| group.fenced(out));
+        }
+        if split {
+            self.close_session();
+            self.primary(|group, out| group.refused(GroupError::SplitBrain, out));
+            return self.redial_later();
         }
         if let Err((code, text)) = claim::check(&mine, (&hello, &body)) {
             connection.refuse(code, mine.0.generation, &text);
@@ -200,10 +206,10 @@ impl Home {
             return self.probe_later();
         }
         self.peer_sizes.replace(claim::sizes(&body));
-        self.dial_lanes(hello, body.lineage);
+        self.dial_lanes(hello, body.lineage, body.past);
     }
 
-    fn dial_lanes(&self, hello: Hello, lineage: Lineage) {
+    fn dial_lanes(&self, hello: Hello, lineage: Lineage, past: Past) {
         let Some(address) = self.address() else { return };
         let (serial, session, lanes) = (self.fixed.serial, self.session.get(), hello.reactors);
         self.dial.lanes_left.set(u32::from(self.fixed.reactors) * u32::from(lanes));
@@ -212,6 +218,8 @@ impl Home {
             generation: hello.generation,
             lanes,
             lineage,
+            past,
+            consistent: hello.options & option::INCONSISTENT == 0,
             restarted: hello.options & option::RESTARTED != 0,
             session,
         }));
@@ -267,7 +275,8 @@ impl Home {
             | RefusalCode::BlockSize
             | RefusalCode::Options
             | RefusalCode::Role
-            | RefusalCode::UnknownGroup => {
+            | RefusalCode::UnknownGroup
+            | RefusalCode::SplitBrain => {
                 self.error.replace(Some(why));
                 self.close_session();
                 self.primary(|group, out| group.refused(GroupError::Refused, out));
@@ -286,7 +295,14 @@ impl ConnectOwner for Attempting {
         };
         home.dial.attempt.take();
         match outcome {
-            Ok(socket) => home.reached(socket, self.session),
+            Ok(socket) => {
+                let session = self.session;
+                home.count_dirty(move |home| {
+                    if home.session.get() == session {
+                        home.reached(socket, session);
+                    }
+                });
+            }
             Err(error) => home.session_lost(&error.to_string()),
         }
     }

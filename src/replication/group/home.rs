@@ -18,6 +18,7 @@ use super::dial::Dial;
 use super::faults::{Fault, Faults};
 use super::history::Export;
 use super::options::*;
+use super::split_brain::{Parting, SplitBrainInfo};
 use super::verify::VerifyReport;
 use super::{HOME, orders};
 use crate::bdev::{Access, Bdev, WatchId};
@@ -31,7 +32,7 @@ use crate::replication::link::{
     parse_control,
 };
 use crate::replication::metadata::{FileRole, Record, VolumeRecord, Writer, WriterOwner};
-use crate::replication::volume::{Quotas, Shard, ShardEvent, VolumeShared};
+use crate::replication::volume::{Quotas, Shard, ShardEvent, VolumeShared, shard_of};
 use crate::replication::{Epoch, Generation};
 
 /// How often the peers tell each other that they are there. Each may have a timeout of its own, so this goes by the
@@ -161,6 +162,12 @@ pub(super) struct Home {
     pub verify: VerifyReport,
     /// When the checkpoints that are kept were committed, in ms since 1970.
     pub commit_times: RefCell<BTreeMap<Epoch, u64>>,
+    /// While it stands.
+    pub split_brain: RefCell<Option<SplitBrainInfo>>,
+    /// A caller that is to be told of it.
+    pub parting: RefCell<Option<Parting>>,
+    /// An upper bound of what the peer lacks, as it was counted for the last handshake.
+    pub dirty_bytes: Cell<u64>,
     heartbeats: Cell<u64>,
     /// When the copy that runs began.
     syncing_since_ns: Cell<u64>,
@@ -195,6 +202,9 @@ impl Home {
             faults: RefCell::default(),
             verify: VerifyReport::default(),
             commit_times: RefCell::default(),
+            split_brain: RefCell::default(),
+            parting: RefCell::default(),
+            dirty_bytes: Cell::new(0),
             heartbeats: Cell::new(0),
             syncing_since_ns: Cell::new(0),
             copies: RefCell::default(),
@@ -319,6 +329,7 @@ impl Home {
             committed_epoch: record.committed,
             journal: self.fixed.journal.as_ref().filter(|_| record.journaled).map(Journal::uuid),
             lineage: record.lineage,
+            past: record.past,
             volumes: volumes.collect(),
         };
         let Some(this) = self.this.upgrade() else { return };
@@ -544,6 +555,33 @@ impl Home {
         reactor::timer_after(HEARTBEAT, self.alarm(), TAG_HEARTBEAT);
     }
 
+    /// Asks the reactors what the peer lacks, for a handshake; then goes on.
+    pub fn count_dirty(&self, then: impl FnOnce(&Home) + Send + 'static) {
+        let counted = Arc::new((
+            AtomicU32::new(u32::from(self.fixed.reactors)),
+            AtomicU64::new(0),
+            Mutex::new(Some(then)),
+        ));
+        for reactor in 0..usize::from(self.fixed.reactors) {
+            let (serial, counted) = (self.fixed.serial, counted.clone());
+            reactor::spawn_call(reactor, move || {
+                let bytes = shard_of(serial).map_or(0, |shard| shard.dirty_bytes());
+                counted.1.fetch_add(bytes, Ordering::AcqRel);
+                if counted.0.fetch_sub(1, Ordering::AcqRel) != 1 {
+                    return;
+                }
+                let all = counted.1.load(Ordering::Acquire);
+                let then = counted.2.lock().unwrap_or_else(PoisonError::into_inner).take();
+                reactor::spawn_call(HOME, move || {
+                    if let (Some(home), Some(then)) = (home_of(serial), then) {
+                        home.dirty_bytes.set(all);
+                        then(&home);
+                    }
+                });
+            });
+        }
+    }
+
     fn silence(&self) -> Option<Duration> {
         let control = self.control.borrow();
         let heard = control.as_ref()?.last_received_ns();
@@ -640,6 +678,7 @@ impl Home {
             2 => Timer::Interval,
             3 => Timer::Growth,
             4 => Timer::Behind,
+            5 => Timer::Record,
             _ => return self.heartbeat(),
         };
         let armed = Armed { timer, round: tag >> TAG_BITS };

@@ -9,14 +9,14 @@ use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
 use super::options::*;
 use super::recover::{Way, recover};
 use super::verify::VerifyInfo;
-use super::{HOME, recorded, sizes};
+use super::{HOME, claim, recorded, sizes};
 use crate::bdev::{Access, Bdev, Registry};
 use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
 use crate::replication::core::*;
 use crate::replication::metadata::Store;
 use crate::replication::volume::{self, Quotas, Shard, ShardUsage, VolumeShared, shard_of};
-use crate::replication::{Epoch, Generation, Lineage};
+use crate::replication::{Epoch, Generation};
 
 /// The most groups of a node, and the most volumes of a group: what one hello and one record hold.
 const MAX_GROUPS: usize = 64;
@@ -165,7 +165,7 @@ impl Groups {
         if let Way::RolledBack { .. } = way {
             (record.journaled, record.inconsistent) = (true, false);
             // The peer knows what the disks lacked before they went back, and not what they lack now.
-            record.lineage = Lineage(0);
+            record.disown();
         }
         let reactors = self.reactors.count() as u16;
         let share = |((volume, base), &blocks): ((&VolumeOptions, &Arc<Bdev>), &u64)| {
@@ -600,14 +600,16 @@ impl Groups {
             };
             let sizes = home.known_peer_disks();
             let (syncing, verify) = (home.syncing_since(), home.verify_info());
-            let progress = (syncing, verify, back);
+            let progress = (syncing, verify, back, home.split_brain.borrow().clone());
             Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes, progress))
         };
         let (state, is_primary, newest, record, error, connected, control_sent, peer_disks, progress) = self
             .reactors
             .call(HOME, SOON, at_home)?
             .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
-        let (since, verify, back) = progress;
+        let (since, verify, back, split_brain) = progress;
+        let state = if split_brain.is_some() { "split brain" } else { state };
+        let error = split_brain.as_ref().map(|info| info.to_string()).or(error);
         let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
         let paused = primary(&options.role).is_some_and(|options| options.resync_paused);
         let progress = |since| {
@@ -664,6 +666,7 @@ impl Groups {
             }),
             sync,
             verify,
+            split_brain,
             error,
         })
     }
@@ -707,6 +710,16 @@ fn keep(options: &mut GroupOptions, changes: Changes) {
 }
 
 fn machine(fixed: &Fixed, record: GroupRecord) -> Machine {
+    let mut machine = unnamed_machine(fixed, record);
+    let seed = claim::nonce();
+    match &mut machine {
+        Machine::Primary(group) => group.seed_names(seed),
+        Machine::Secondary(group) => group.seed_names(seed),
+    }
+    machine
+}
+
+fn unnamed_machine(fixed: &Fixed, record: GroupRecord) -> Machine {
     let milliseconds = |duration: Duration| duration.as_millis() as u32;
     let sizes = sizes::of(fixed);
     match &fixed.role {

@@ -23,12 +23,14 @@ mod orders;
 mod recorded;
 mod recover;
 mod sizes;
+mod split_brain;
 mod verify;
 
 pub use history::{EpochInfo, HISTORY_EPOCHS_MAX, HistoryInfo};
 pub use list::Groups;
 pub use options::*;
 pub use recorded::RecordRefusal;
+pub use split_brain::{OneSide, SplitBrainInfo};
 
 /// The reactor where groups live. They do little there: a few messages for each checkpoint.
 const HOME: usize = 0;

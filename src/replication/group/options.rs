@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::history::HistoryInfo;
 use super::recorded::RecordRefusal;
+use super::split_brain::SplitBrainInfo;
 use super::verify::VerifyInfo;
 use crate::bdev::BdevError;
 use crate::reactor::CallError;
@@ -245,6 +246,8 @@ pub struct GroupInfo {
     pub sync: Option<SyncInfo>,
     /// The verify that runs, or else the last one since the group was made here.
     pub verify: Option<VerifyInfo>,
+    /// While both nodes have gone on without each other, as they last met.
+    pub split_brain: Option<SplitBrainInfo>,
     pub error: Option<String>,
 }
 

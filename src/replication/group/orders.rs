@@ -45,6 +45,7 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
             tell(serial, move |home| home.primary(|group, out| group.stamped(lasts, out)));
         }
         ToStripes::Thaw => shard.thaw(),
+        ToStripes::GoAlone => shard.go_alone(),
         ToStripes::StartCopy { only_dirty } => shard.start_copy(only_dirty),
         ToStripes::Verify { round, rate_bytes } => {
             shard.start_verify(round, rate_bytes / u64::from(fixed.reactors.max(1)), VERIFY_PATIENCE);

@@ -59,7 +59,7 @@ pub(super) fn read(
     let mut decided = decided;
     if !bases.iter().all(|base| base.device().survives_restart()) {
         // The file is still there, the disk's content may not be.
-        decided.lineage = Lineage(0);
+        decided.disown();
     }
     let (node, blocks) = match record {
         Some(record) => (record.node, record.volumes.iter().map(|volume| volume.num_blocks).collect()),
@@ -132,19 +132,24 @@ fn decide(
         (false, Promoted, consistent) => consistent,
         (false, Secondary, _) => false,
     };
-    Ok(GroupRecord {
+    let mut decided = GroupRecord {
         generation,
         committed: record.committed_epoch,
         newest: record.committed_epoch,
         // One that was promoted and did not finish is an inconsistent follower now: there is nothing to serve.
         inconsistent: !record.consistent,
         promoted,
-        // A primary's map is memory: what its peer lacks is not known after a restart. A secondary's disk is what it was,
-        // and its primary knows what it may have lost.
-        lineage: if !as_primary && record.role == Secondary { record.lineage } else { Lineage(0) },
+        lineage: record.lineage,
+        past: record.past,
         // Only a journal that was looked at does.
         journaled: false,
-    })
+    };
+    // A primary's map is memory: what its peer lacks is not known after a restart. A secondary's disk is what it was, and
+    // its primary knows what it may have lost.
+    if as_primary || record.role != Secondary {
+        decided.lose_marks(Lineage(claim::nonce()));
+    }
+    Ok(decided)
 }
 
 #[cfg(test)]
@@ -162,6 +167,7 @@ mod tests {
             committed_epoch: Epoch(40),
             journal: None,
             lineage: Lineage(77),
+            past: crate::replication::Past::default(),
             volumes: Vec::new(),
         }
     }
@@ -198,9 +204,12 @@ mod tests {
         let lineage =
             |role, as_primary| decide(Some(&record(role, true)), as_primary, None).map(|r| r.lineage);
         assert_eq!(lineage(Secondary, false), Ok(Lineage(77)));
-        assert_eq!(lineage(Primary, true), Ok(Lineage(0)), "its map was memory");
-        assert_eq!(lineage(Promoted, true), Ok(Lineage(0)));
-        assert_eq!(lineage(Promoted, false), Ok(Lineage(0)), "hosts wrote to it since");
+        let of_none = |found: Result<Lineage, RecordRefusal>| {
+            found.is_ok_and(|name| name != Lineage(0) && name != Lineage(77))
+        };
+        assert!(of_none(lineage(Primary, true)), "its map was memory");
+        assert!(of_none(lineage(Promoted, true)));
+        assert!(of_none(lineage(Promoted, false)), "hosts wrote to it since");
     }
 
     #[test]

@@ -12,9 +12,10 @@ use uuid::Uuid;
 use super::options::*;
 use crate::bdev::{Bdev, Registry};
 use crate::reactor::ReactorSet;
+use crate::replication::Epoch;
+use crate::replication::core::Identity;
 use crate::replication::journal::{Journal, Opened, Unrecoverable};
 use crate::replication::metadata::{FileRole, Record, Store};
-use crate::replication::{Epoch, Lineage};
 
 /// What became of the disks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +86,9 @@ fn lead_back(
     }
     if !back.is_empty() || !record.consistent {
         // The peer knows what the disks lacked before they went back, and not what they lack then.
-        let record = Record { lineage: Lineage(0), ..record.clone() };
+        let mut identity = Identity::new(record.lineage, record.past);
+        identity.disown();
+        let record = Record { lineage: identity.current, past: identity.past(), ..record.clone() };
         store.replace(Record { consistent: false, ..record.clone() })?;
         opened
             .roll_back(&back, reactors, bases)

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::message::{AckStatus, LinkRole, WireError};
 use super::wire::{NAME_BYTES_MAX, RawAckEntry, RawGroup, RawLastSequence, RawVolume, TEXT_BYTES_MAX, kind};
-use crate::replication::{Lineage, Sequence};
+use crate::replication::{Lineage, Past, Sequence};
 
 /// Payload of Hello and HelloReply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,9 @@ pub struct HelloBody {
     pub granule_bytes: u32,
     pub stripe_bytes: u64,
     pub lineage: Lineage,
+    pub past: Past,
+    /// An upper bound of what it wrote and its peer lacks.
+    pub dirty_bytes: u64,
     /// In the order that `volume` numbers of other messages count.
     pub volumes: Vec<VolumeIdentity>,
 }
@@ -70,6 +73,11 @@ impl HelloBody {
             granule_bytes: group.granule_bytes.get(),
             stripe_bytes: group.stripe_bytes.get(),
             lineage: Lineage(group.lineage.get()),
+            past: Past {
+                base: Lineage(group.base.get()),
+                history: group.history.map(|name| Lineage(name.get())),
+            },
+            dirty_bytes: group.dirty_bytes.get(),
             volumes: volumes.collect::<Result<_, _>>()?,
         })
     }
@@ -86,6 +94,9 @@ impl HelloBody {
             stripe_bytes: U64::new(self.stripe_bytes),
             name,
             lineage: U64::new(self.lineage.0),
+            base: U64::new(self.past.base.0),
+            history: self.past.history.map(|name| U64::new(name.0)),
+            dirty_bytes: U64::new(self.dirty_bytes),
         };
         let mut bytes = group.as_bytes().to_vec();
         for volume in &self.volumes {

@@ -39,8 +39,8 @@ fn size(generation: Generation, volume: u16, bytes: u64) -> Ordered {
 pub fn encode_control(generation: Generation, control: &Control) -> (Message, Vec<u8>) {
     let message = match *control {
         Control::Begin { epoch, sync, lineage } => Message::Begin { generation, epoch, sync, lineage },
-        Control::SyncEnd { epoch } => Message::SyncEnd { generation, epoch },
         Control::Behind { epoch } => Message::Behind { generation, epoch },
+        Control::SyncEnd { epoch, lineage } => Message::SyncEnd { generation, epoch, lineage },
         Control::Prepare { epoch, timeout_ms, ref lasts } => {
             let last = |last: &Last| LastSequence {
                 primary_reactor: last.primary_reactor,
@@ -72,8 +72,8 @@ pub fn parse_control(header: &Header, payload: &[Buf]) -> Result<Option<(Generat
         Message::Begin { generation, epoch, sync, lineage } => {
             (generation, Control::Begin { epoch, sync, lineage })
         }
-        Message::SyncEnd { generation, epoch } => (generation, Control::SyncEnd { epoch }),
         Message::Behind { generation, epoch } => (generation, Control::Behind { epoch }),
+        Message::SyncEnd { generation, epoch, lineage } => (generation, Control::SyncEnd { epoch, lineage }),
         Message::Prepare { generation, epoch, timeout_ms, .. } => {
             let list = payload.first().map_or(Ok(Vec::new()), |bytes| bytes.with(LastSequence::parse_all))?;
             let last = |last: LastSequence| Last {
@@ -124,8 +124,8 @@ mod tests {
             Control::Begin { epoch, sync: SyncMode::Full, lineage: Lineage(1) },
             Control::Begin { epoch, sync: SyncMode::None, lineage: Lineage(2) },
             Control::Begin { epoch, sync: SyncMode::Changed, lineage: Lineage(u64::MAX) },
-            Control::SyncEnd { epoch },
             Control::Behind { epoch },
+            Control::SyncEnd { epoch, lineage: Lineage(3) },
             Control::Prepare { epoch, timeout_ms: 500, lasts: (0..3).map(last).collect() },
             Control::Prepare { epoch, timeout_ms: 500, lasts: Vec::new() },
             Control::Commit { epoch },

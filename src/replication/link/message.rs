@@ -102,6 +102,8 @@ codes! {
         TooMany = 17,
         /// A message that this state of the protocol does not allow.
         Unexpected = 18,
+        /// Both nodes went on without each other.
+        SplitBrain = 19,
     }
 }
 
@@ -167,6 +169,8 @@ pub mod option {
     pub const DISK_BUFFER: u64 = 1 << 1;
     /// The secondary was restarted since it last followed: its memory is gone.
     pub const RESTARTED: u64 = 1 << 2;
+    /// A copy into the node has not ended.
+    pub const INCONSISTENT: u64 = 1 << 3;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,8 +275,8 @@ pub enum Message {
     Abort { generation: Generation, epoch: Epoch },
     Aborted { generation: Generation, epoch: Epoch, outcome: Outcome },
     Begin { generation: Generation, epoch: Epoch, sync: SyncMode, lineage: Lineage },
-    SyncEnd { generation: Generation, epoch: Epoch },
     Behind { generation: Generation, epoch: Epoch },
+    SyncEnd { generation: Generation, epoch: Epoch, lineage: Lineage },
 }
 
 /// A parsed header.
@@ -425,9 +429,12 @@ impl Message {
             }
             Message::Commit { generation, epoch }
             | Message::Abort { generation, epoch }
-            | Message::SyncEnd { generation, epoch }
             | Message::Behind { generation, epoch }
             | Message::Bye { generation, epoch } => zerocopy::transmute!(checkpoint(generation, epoch, 0)),
+            Message::SyncEnd { generation, epoch, lineage } => {
+                let lineage = U64::new(lineage.0);
+                zerocopy::transmute!(RawCheckpoint { lineage, ..checkpoint(generation, epoch, 0) })
+            }
             Message::Begin { generation, epoch, sync, lineage } => {
                 let code = match sync {
                     SyncMode::None => 0,
@@ -607,13 +614,13 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 _ => Message::Aborted { generation, epoch, outcome },
             }
         }
-        kind::COMMIT | kind::ABORT | kind::SYNC_END | kind::BEHIND | kind::BYE => {
-            let (generation, epoch, _) = step();
+        kind::COMMIT | kind::ABORT | kind::BEHIND | kind::SYNC_END | kind::BYE => {
+            let (generation, epoch, b) = step();
             match kind {
                 kind::COMMIT => Message::Commit { generation, epoch },
                 kind::ABORT => Message::Abort { generation, epoch },
-                kind::SYNC_END => Message::SyncEnd { generation, epoch },
                 kind::BEHIND => Message::Behind { generation, epoch },
+                kind::SYNC_END => Message::SyncEnd { generation, epoch, lineage: Lineage(b.lineage.get()) },
                 _ => Message::Bye { generation, epoch },
             }
         }

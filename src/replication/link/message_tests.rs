@@ -81,7 +81,7 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             sent_ns: n[3],
         })
     };
-    let hello_len = |h: &Hello| 120 + u32::from(h.volumes) * 104;
+    let hello_len = |h: &Hello| 200 + u32::from(h.volumes) * 104;
     let step =
         (ids(), code(Outcome::ALL), 0..9u8).prop_map(|((generation, epoch), outcome, which)| match which {
             0 => Message::Prepared { generation, epoch, outcome },
@@ -90,8 +90,8 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
             3 => Message::Abort { generation, epoch },
             4 => Message::Aborted { generation, epoch, outcome },
             5 => Message::Bye { generation, epoch },
-            6 => Message::SyncEnd { generation, epoch },
             7 => Message::Behind { generation, epoch },
+            6 => Message::SyncEnd { generation, epoch, lineage: crate::replication::Lineage(epoch.0) },
             _ => {
                 let sync = [SyncMode::None, SyncMode::Full, SyncMode::Changed][(epoch.0 % 3) as usize];
                 Message::Begin { generation, epoch, sync, lineage: Lineage(epoch.0.rotate_left(7)) }
@@ -189,6 +189,8 @@ proptest! {
             granule_bytes: 4096,
             stripe_bytes: 1 << 20,
             lineage: Lineage(n.rotate_left(9)),
+            past: crate::replication::Past { base: crate::replication::Lineage(5), ..Default::default() },
+            dirty_bytes: 1 << 33,
             volumes: names.iter().map(volume).collect(),
         };
         let bytes = body.encode();

@@ -421,6 +421,8 @@ fn a_stranger_is_told_what_was_expected() {
         granule_bytes: 4096,
         stripe_bytes: 1 << 22,
         lineage: crate::replication::Lineage(0),
+        past: crate::replication::Past::default(),
+        dirty_bytes: 0,
         volumes: Vec::new(),
     };
     let body = body.encode();

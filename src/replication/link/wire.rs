@@ -5,12 +5,13 @@
 //! message in its staging buffer without knowing the type. Structures here are bytes and nothing else; `message` gives
 //! them meaning and bounds.
 
+use crate::replication::NAMES_KEPT;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Version of the format. A change of any layout raises it; the frame itself, `Refusal` and the first 12 bytes of the
 /// hello bodies stay as they are for ever, so that two versions can tell each other what is wrong.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
 
 /// Opens the body of every hello: "LOCKSTEP" as the bytes stand on the wire.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCKSTEP");
@@ -156,7 +157,7 @@ pub struct RawCheckpoint {
     pub code: U16,
     /// Prepare: sequences in the payload.
     pub entries: U16,
-    /// Begin: what the disks have in common from now on.
+    /// Begin: what the disks have in common from now on. SyncEnd: the name of what the secondary then has.
     pub lineage: U64,
     pub reserved: [u8; 16],
 }
@@ -235,6 +236,11 @@ pub struct RawGroup {
     pub stripe_bytes: U64,
     pub name: [u8; NAME_BYTES_MAX + 1],
     pub lineage: U64,
+    /// The name that the node's marks are relative to, then older ones.
+    pub base: U64,
+    pub history: [U64; NAMES_KEPT],
+    /// An upper bound of what it wrote and the peer lacks.
+    pub dirty_bytes: U64,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -267,7 +273,8 @@ const _: () = {
     assert!(size_of::<RawHeartbeat>() == BODY_BYTES && size_of::<RawRefusal>() == BODY_BYTES);
     assert!(size_of::<RawHello>() == BODY_BYTES && offset_of!(RawHello, generation) == 16);
     assert!(size_of::<RawDataHello>() == BODY_BYTES && offset_of!(RawDataHello, group) == 32);
-    assert!(size_of::<RawGroup>() == 120 && offset_of!(RawGroup, name) == 48);
+    assert!(size_of::<RawGroup>() == 200 && offset_of!(RawGroup, name) == 48);
+    assert!(offset_of!(RawGroup, lineage) == 112 && offset_of!(RawGroup, dirty_bytes) == 192);
     assert!(size_of::<RawVolume>() == 104 && offset_of!(RawVolume, disk_bytes) == 32);
     assert!(offset_of!(RawVolume, name) == 40);
 };

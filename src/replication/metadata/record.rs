@@ -4,7 +4,7 @@ use uuid::Uuid;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::super::{Epoch, Generation, Lineage};
+use super::super::{Epoch, Generation, Lineage, NAMES_KEPT, Past};
 
 /// One slot: a multiple of every block size in use, so that a torn write never touches the other slot.
 pub const SLOT_BYTES: usize = 16 << 10;
@@ -22,6 +22,8 @@ const CRC_AT: usize = SLOT_BYTES - 4;
 const JOURNAL_AT: usize = CRC_AT - 16;
 /// Behind the last volume; zero in a record of version 1.
 const LINEAGE_AT: usize = 12416;
+/// Behind the name of the content come the name that marks are relative to, and the older ones.
+const NAMES_END: usize = LINEAGE_AT + (2 + NAMES_KEPT) * 8;
 
 /// The role that the node had when it wrote the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub struct Record {
     pub journal: Option<Uuid>,
     /// What the disks have in common with the peer's; a secondary's alone counts after a restart.
     pub lineage: Lineage,
+    /// The names that led to it.
+    pub past: Past,
     pub volumes: Vec<VolumeRecord>,
 }
 
@@ -105,8 +109,7 @@ struct RawVolume {
 }
 const VOLUME_BYTES: usize = 96;
 const _: () = assert!(size_of::<RawVolume>() == VOLUME_BYTES);
-const _: () =
-    assert!(HEADER_BYTES + VOLUMES_MAX * VOLUME_BYTES <= LINEAGE_AT && LINEAGE_AT + 8 <= JOURNAL_AT);
+const _: () = assert!(HEADER_BYTES + VOLUMES_MAX * VOLUME_BYTES <= LINEAGE_AT && NAMES_END <= JOURNAL_AT);
 
 impl Record {
     /// Whether the record fits a slot.
@@ -149,7 +152,10 @@ impl Record {
             raw.name[..volume.name.len()].copy_from_slice(volume.name.as_bytes());
             place.copy_from_slice(raw.as_bytes());
         }
-        bytes[LINEAGE_AT..LINEAGE_AT + 8].copy_from_slice(&self.lineage.0.to_le_bytes());
+        let names = [self.lineage, self.past.base].into_iter().chain(self.past.history);
+        for (name, place) in names.zip(bytes[LINEAGE_AT..NAMES_END].chunks_exact_mut(8)) {
+            place.copy_from_slice(&name.0.to_le_bytes());
+        }
         bytes[JOURNAL_AT..CRC_AT].copy_from_slice(self.journal.unwrap_or_default().as_bytes());
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
@@ -195,6 +201,10 @@ impl Record {
                 })
             })
             .collect::<Result<Vec<_>, RecordError>>()?;
+        let mut names = [Lineage(0); 2 + NAMES_KEPT];
+        for (name, bytes) in names.iter_mut().zip(bytes[LINEAGE_AT..NAMES_END].chunks_exact(8)) {
+            *name = Lineage(U64::ref_from_bytes(bytes).map_or(0, |name| name.get()));
+        }
         let record = Record {
             group: Uuid::from_bytes(header.group),
             node: Uuid::from_bytes(header.node),
@@ -202,9 +212,8 @@ impl Record {
             consistent: header.consistent == 1,
             generation: Generation(header.generation.get()),
             committed_epoch: Epoch(header.committed_epoch.get()),
-            lineage: Lineage(
-                U64::ref_from_prefix(&bytes[LINEAGE_AT..]).map_or(0, |(lineage, _)| lineage.get()),
-            ),
+            lineage: names[0],
+            past: Past { base: names[1], history: std::array::from_fn(|at| names[2 + at]) },
             journal: Uuid::from_slice(&bytes[JOURNAL_AT..CRC_AT]).ok().filter(|journal| !journal.is_nil()),
             volumes,
         };
@@ -227,6 +236,7 @@ pub(super) mod tests {
             committed_epoch: Epoch(epoch),
             journal: Some(Uuid::from_u128(10)),
             lineage: Lineage(0x0123_4567_89ab_cdef),
+            past: Past { base: Lineage(11), history: std::array::from_fn(|at| Lineage(20 + at as u64)) },
             volumes: vec![VolumeRecord {
                 name: "v0".to_string(),
                 uuid: Uuid::from_u128(9),
@@ -257,7 +267,7 @@ pub(super) mod tests {
     fn of_version(version: u32, record: &Record) -> Vec<u8> {
         let mut bytes = slot(record, 77);
         bytes[8..12].copy_from_slice(&version.to_le_bytes());
-        bytes[LINEAGE_AT..LINEAGE_AT + 8].fill(0);
+        bytes[LINEAGE_AT..NAMES_END].fill(0);
         let crc = crc32c::crc32c(&bytes[..CRC_AT]);
         bytes[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
         bytes
@@ -265,7 +275,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_record_of_version_1_is_taken_over_and_knows_of_no_lineage() {
-        let known = Record { lineage: Lineage(0), ..sample(5) };
+        let known = Record { lineage: Lineage(0), past: Past::default(), ..sample(5) };
         assert_eq!(Record::decode(&of_version(1, &sample(5))), Ok((77, known)));
         assert_eq!(Record::decode(&of_version(0, &sample(5))), Err(RecordError::Version(0)));
         assert_eq!(Record::decode(&of_version(3, &sample(5))), Err(RecordError::Version(3)));

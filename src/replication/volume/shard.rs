@@ -211,7 +211,8 @@ impl Shard {
         for owner in owners {
             let geometry = owner.shared.geometry(self.here as u16);
             let config = PrimaryConfig { geometry, ack, on_link_loss, lag_limit_bytes };
-            let machine = PrimaryStripes::new(config);
+            let mut machine = PrimaryStripes::new(config);
+            machine.stay_together();
             *owner.machine.borrow_mut() = Machine::Primary(Box::new(machine));
         }
     }
@@ -350,6 +351,21 @@ impl Shard {
     /// Goes on without a cut.
     pub fn thaw(&self) {
         self.primaries(|machine, out| machine.thaw(out));
+    }
+
+    /// The record has a name for what this node does without its peer.
+    pub fn go_alone(&self) {
+        self.primaries(|machine, out| machine.go_alone(out));
+    }
+
+    /// An upper bound of what the peer lacks.
+    pub fn dirty_bytes(&self) -> u64 {
+        let bytes = |owner: &Rc<Owner>| match &*owner.machine.borrow() {
+            Machine::Stopped => 0,
+            Machine::Primary(machine) => machine.dirty().bytes(),
+            Machine::Secondary(machine) => machine.dirty().bytes(),
+        };
+        self.owners.borrow().iter().map(bytes).sum()
     }
 
     pub fn fence(&self) {

@@ -317,6 +317,8 @@ fn the_loss_of_the_link_ends_no_write_and_marks_what_the_peer_lacks() {
         start(&pair.primary.reactors, 0, &pair.primary.volume, vec![Req::write(1, 1, BLOCK, 2)]);
     assert_eq!(waiting.next_within(Duration::from_millis(50)), None);
     pair.primary.on_all(Shard::link_down);
+    // … and then that the record has a name for what this node does alone.
+    pair.primary.on_all(Shard::go_alone);
     assert_eq!(waiting.one().result, Ok(()));
     assert!(pair.primary.on_all(Shard::usage).iter().map(|u| u.dirty_bytes).sum::<u64>() > 0);
 }

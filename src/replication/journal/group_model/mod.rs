@@ -425,6 +425,8 @@ impl World {
             generation: record.generation,
             lanes: REACTORS as u16,
             lineage: record.lineage,
+            past: record.past,
+            consistent: !record.inconsistent,
             session: 1,
             restarted: false,
         };
