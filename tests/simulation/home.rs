@@ -65,7 +65,6 @@ impl World {
             lanes_left: 0,
             peer: None,
             wait: 500,
-            copies: BTreeMap::new(),
             drains: BTreeMap::new(),
             persisting: false,
             prepared: lockstep::replication::Epoch(0),
@@ -276,11 +275,7 @@ impl World {
             all
         };
         match event {
-            StripeEvent::CopyFinished => {
-                if all(&mut self.memory(node).copies) {
-                    self.primary(|group, out| group.copied(out));
-                }
-            }
+            StripeEvent::CopyFinished => self.primary(|group, out| group.volume_copied(reactor, out)),
             StripeEvent::Drained => {
                 if all(&mut self.memory(node).drains) {
                     self.secondary(|group, out| group.drained(out));

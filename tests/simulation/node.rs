@@ -114,7 +114,6 @@ pub struct Memory {
     pub lanes_left: u32,
     pub peer: Option<Hello>,
     pub wait: u64,
-    pub copies: BTreeMap<usize, usize>,
     pub drains: BTreeMap<usize, usize>,
     pub persisting: bool,
     /// The epoch of the last prepare that succeeded.

@@ -423,7 +423,6 @@ impl World {
     }
 
     pub fn close_session(&mut self, node: usize) {
-        self.memory(node).copies.clear();
         if std::mem::replace(&mut self.memory(node).session, 0) == 0 {
             return;
         }

@@ -111,6 +111,8 @@ pub struct PrimaryGroup {
     starting: Option<u64>,
     /// Reactors that still copy what the beginning of the session left to copy.
     pub(super) copies_left: u32,
+    /// Of each of them, the volumes that it has copied.
+    copied_volumes: Vec<usize>,
     /// The copies that are left are those that a session without a sync begins with.
     catching_up: bool,
     pub(super) volumes: Vec<Sized>,
@@ -150,6 +152,7 @@ impl PrimaryGroup {
             lanes: 1,
             starting: None,
             copies_left: 0,
+            copied_volumes: vec![0; config.reactors.into()],
             catching_up: false,
             volumes: volumes.iter().map(|&size| Sized::new(size)).collect(),
             growth: Growth::Idle,
@@ -349,7 +352,6 @@ impl PrimaryGroup {
         let session =
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
-        self.copies_left = u32::from(self.config.reactors);
         self.catching_up = self.sync == SyncMode::None && !active(Mutation::CutBeforeCaughtUp);
         if self.sync == SyncMode::None {
             self.state = PrimaryState::Running;
@@ -359,9 +361,28 @@ impl PrimaryGroup {
             out.push(GroupOutput::Event(GroupEvent::SyncStarted));
         }
         // What was written before every reactor knew of the session the peer lacks, whatever the caller knew.
-        out.push(GroupOutput::ToStripes(ToStripes::StartCopy { only_dirty: !full }));
+        self.start_copies(!full, out);
         if let Some(command) = self.starting.take() {
             reply(out, command, Ok(Success::Done));
+        }
+    }
+
+    /// Lets every machine copy to the peer. What one of them told of an earlier copy counts no more: it was on its way
+    /// when its session was lost, and would let this copy seem to end before the last volume has begun.
+    pub(super) fn start_copies(&mut self, only_dirty: bool, out: &mut Out) {
+        self.copied_volumes.fill(0);
+        self.copies_left = u32::from(self.config.reactors);
+        out.push(GroupOutput::ToStripes(ToStripes::StartCopy { only_dirty }));
+    }
+
+    /// The machine of one volume and reactor has copied all it owns.
+    pub fn volume_copied(&mut self, reactor: usize, out: &mut Out) {
+        let volumes = self.volumes.len();
+        let Some(copied) = self.copied_volumes.get_mut(reactor) else { return };
+        *copied += 1;
+        if *copied >= volumes {
+            *copied = 0;
+            self.copied(out);
         }
     }
 

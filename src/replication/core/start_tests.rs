@@ -222,3 +222,30 @@ fn a_peer_that_was_restarted_lacks_more_than_was_marked_and_the_machines_hear_of
     let begin = Control::Begin { epoch: Epoch(9), sync: SyncMode::Changed, lineage: Lineage(5) };
     assert!(out.contains(&GroupOutput::Send(begin)), "{out:?}");
 }
+
+#[test]
+fn what_a_lost_session_had_copied_does_not_count_for_the_next() {
+    let config = PrimaryGroupConfig {
+        reactors: 1,
+        checkpoint_timeout_ms: 1000,
+        checkpoint_interval_ms: 0,
+        begin_timeout_ms: 700,
+    };
+    let size = VolumeSize { volume_bytes: 1 << 20, disk_bytes: 1 << 20 };
+    let record = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
+    let mut group = PrimaryGroup::new(config, record, &[size; 2]);
+    let mut out = Vec::new();
+    group.start(1, SyncMode::Full, 0, &mut out);
+    group.connected(&greeting(Lineage(0)), &[size; 2], &mut out);
+    begun(&mut group, 8);
+    group.disconnected(&mut out);
+    // It was on its way when the session was lost.
+    group.volume_copied(0, &mut out);
+    group.connected(&greeting(Lineage(5)), &[size; 2], &mut out);
+    begun(&mut group, 9);
+    out.clear();
+    group.volume_copied(0, &mut out);
+    assert_eq!((group.state(), &out), (PrimaryState::Syncing, &vec![]), "the other volume is not copied yet");
+    group.volume_copied(0, &mut out);
+    assert!(out.contains(&GroupOutput::ToStripes(ToStripes::Freeze)), "the end of the sync: {out:?}");
+}

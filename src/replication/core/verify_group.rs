@@ -131,8 +131,7 @@ impl PrimaryGroup {
             return false;
         }
         self.verify.copying = true;
-        self.copies_left = u32::from(self.reactors());
-        out.push(GroupOutput::ToStripes(ToStripes::StartCopy { only_dirty: true }));
+        self.start_copies(true, out);
         true
     }
 

@@ -171,7 +171,6 @@ pub(super) struct Home {
     heartbeats: Cell<u64>,
     /// When the copy that runs began.
     syncing_since_ns: Cell<u64>,
-    copies: RefCell<HashMap<usize, usize>>,
     drains: RefCell<HashMap<usize, usize>>,
     this: Weak<Home>,
     deleted: Cell<bool>,
@@ -207,7 +206,6 @@ impl Home {
             dirty_bytes: Cell::new(0),
             heartbeats: Cell::new(0),
             syncing_since_ns: Cell::new(0),
-            copies: RefCell::default(),
             drains: RefCell::default(),
             this: this.clone(),
             deleted: Cell::new(false),
@@ -477,9 +475,7 @@ impl Home {
     pub fn shard_event(&self, reactor: usize, event: ShardEvent) {
         match event {
             ShardEvent::Stripe { event: StripeEvent::CopyFinished, .. } => {
-                if self.all_volumes(&self.copies, reactor) {
-                    self.primary(|group, out| group.copied(out));
-                }
+                self.primary(|group, out| group.volume_copied(reactor, out));
             }
             ShardEvent::Stripe { event: StripeEvent::Extended, volume } => {
                 self.primary(|group, out| group.extended(volume, out));
@@ -517,15 +513,9 @@ impl Home {
         all
     }
 
-    /// Copies that ended on a part of a reactor's volumes count no more.
-    pub fn forget_copies(&self) {
-        self.copies.borrow_mut().clear();
-    }
-
     /// Closes the connections of the session, if there is one.
     pub fn close_session(&self) {
         self.dial.cancel();
-        self.copies.borrow_mut().clear();
         if self.session.replace(0) == 0 {
             return;
         }

@@ -127,8 +127,6 @@ impl Home {
         let Some((_, repair, round)) = self.verify_machine() else { return };
         let progress = Progress { round, began_ns: clock::now(), ..Progress::default() };
         self.verify.0.replace(progress);
-        // What an earlier repair had not ended is not counted with this one.
-        self.forget_copies();
         let how = if repair { "compared, and made equal" } else { "compared" };
         self.fixed.tell("replication_verify_started", format!("the volumes are being {how}"));
     }
