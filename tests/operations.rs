@@ -107,6 +107,7 @@ fn run(place: &Place, commands: &str) -> String {
         .args(["-euo", "pipefail", "-c", commands])
         .env("PATH", path)
         .env("LOCKSTEP_SOCKET", place.node.socket())
+        .env("NEW_DISK", place.path("new.img"))
         .current_dir(place.folder.path())
         .output()
         .expect("bash");
@@ -132,10 +133,17 @@ struct Place {
 }
 
 impl Place {
-    fn new(name: &'static str, core: &'static str, config: &str, namespace: Namespace) -> Place {
+    fn new(
+        name: &'static str,
+        core: &'static str,
+        config: &str,
+        namespace: Namespace,
+        change: impl FnOnce(&mut Value),
+    ) -> Place {
         let folder = tempfile::tempdir().expect("a folder");
         let address = namespace.reach();
-        let config = configuration(config, folder.path(), &address);
+        let mut config = configuration(config, folder.path(), &address, Cable::SECOND);
+        change(&mut config);
         fs::write(folder.path().join("node.json"), config.to_string()).expect("a configuration");
         disk(&folder.path().join("disk.img"));
         let node = Place::boot(name, core, folder.path(), &namespace);
@@ -149,6 +157,12 @@ impl Place {
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
+    }
+
+    /// Another ready configuration, from the next start on.
+    fn configure(&self, config: &str, link: &str) {
+        let config = configuration(config, self.folder.path(), &self.address, link);
+        fs::write(self.path("node.json"), config.to_string()).expect("a configuration");
     }
 
     /// Loses power and boots again.
@@ -171,14 +185,14 @@ fn disk(path: &Path) {
 }
 
 /// A ready configuration with the paths and addresses of the test.
-fn configuration(name: &str, folder: &Path, address: &str) -> Value {
+fn configuration(name: &str, folder: &Path, address: &str, link: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf").join(format!("{name}.json"));
     let text = fs::read_to_string(path).expect("a ready configuration");
     let text = text
         .replace(&format!("/var/lib/lockstep/{name}.img"), &folder.join("disk.img").display().to_string())
         .replace(&format!("/var/lib/lockstep/{name}.meta"), &folder.join("group.meta").display().to_string())
         .replace(r#""traddr": "127.0.0.1""#, &format!(r#""traddr": "{address}""#))
-        .replace(r#""address": "127.0.0.1""#, &format!(r#""address": "{}""#, Cable::SECOND))
+        .replace(r#""address": "127.0.0.1""#, &format!(r#""address": "{link}""#))
         .replace(r#""trsvcid": "4421""#, r#""trsvcid": "4420""#)
         .replace(r#""metadata":"#, r#""peer_timeout_ms": 1000, "metadata":"#);
     assert!(!text.contains("/var/lib"), "{text}");
@@ -193,10 +207,15 @@ struct Rig {
 
 impl Rig {
     fn new() -> Rig {
+        Rig::with(|_| ())
+    }
+
+    /// A pair whose first primary's configuration was changed.
+    fn with(change: impl FnOnce(&mut Value)) -> Rig {
         let (first, second) = (Namespace::new(), Namespace::new());
         let cable = Cable::plug(&first, &second);
-        let two = Place::new("two", "1", "secondary", second);
-        let one = Place::new("one", "0", "primary", first);
+        let two = Place::new("two", "1", "secondary", second, |_| ());
+        let one = Place::new("one", "0", "primary", first, change);
         let rig = Rig { cable, one, two };
         rig.wait_until_in_step();
         rig
@@ -206,6 +225,17 @@ impl Rig {
         wait_until("both are running", PATIENCE, || {
             self.one.state() == "running" && self.two.state() == "running"
         });
+    }
+
+    /// The three steps of the guide by which the nodes change their roles.
+    fn bring_node_one_back(&mut self) {
+        self.one.node.kill();
+        fs::remove_file(self.one.path("group.meta")).expect("the record");
+        self.one.configure("secondary", Cable::FIRST);
+        self.two.configure("primary", Cable::FIRST);
+        self.one.restart();
+        self.two.restart();
+        self.wait_until_in_step();
     }
 
     /// Load on the volume of a node.
@@ -280,6 +310,53 @@ fn loss_of_the_primary() {
         wait_for_state(&rig.two.node, "standalone");
         rig.two.volume().write(0, &noise(3, 4096));
     }
+    chapter.end();
+}
+
+#[test]
+fn the_old_primary_comes_back() {
+    let mut rig = Rig::new();
+    let chapter = chapter("The old primary comes back");
+    let mut writers = rig.load(&rig.one);
+    rig.one.node.kill();
+    wait_for_end(&mut writers);
+    wait_for_state(&rig.two.node, "primary lost");
+    rig.two.node.rpc("replication_failover", json!({"group": "g0", "keep": "latest"}));
+    wait_for_state(&rig.two.node, "standalone");
+    let end = stamps::progress(&writers);
+    let survived = rig.two.volume().read_all();
+    stamps::assert_one_point_in_time(&writers, &survived, &end.acknowledged, &end.issued);
+    rig.bring_node_one_back();
+    chapter.step(&rig);
+    assert_same(&survived, &rig.two.volume().read_all(), "the volume in the end");
+    let mut writers = rig.load(&rig.two);
+    rig.judge(&rig.two, &mut writers);
+    chapter.end();
+}
+
+#[test]
+fn split_brain() {
+    let mut rig = Rig::new();
+    let chapter = chapter("Split brain");
+    let mut writers = rig.load(&rig.one);
+    rig.cable.cut();
+    wait_for_state(&rig.one.node, "resync required");
+    wait_for_progress(&writers, 20);
+    rig.two.node.rpc("replication_failover", json!({"group": "g0", "keep": "latest"}));
+    rig.two.volume().write(0, &noise(3, 4096));
+    rig.cable.mend();
+    wait_for_end(&mut writers);
+    for place in [&rig.one, &rig.two] {
+        wait_for_state(&place.node, "split brain");
+    }
+    let shown = chapter.step(&rig);
+    assert_eq!(shown.matches("split brain:").count(), 4, "{shown}");
+    rig.two.volume().write(0, &noise(4, 4096));
+    let kept = rig.two.volume().read_all();
+    rig.bring_node_one_back();
+    assert_same(&kept, &rig.two.volume().read_all(), "what node two had");
+    let mut writers = rig.load(&rig.two);
+    rig.judge(&rig.two, &mut writers);
     chapter.end();
 }
 
