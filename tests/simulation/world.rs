@@ -28,8 +28,8 @@ pub const FAILOVER_MS: u32 = 50;
 pub const CHECKPOINT_MS: u32 = 100;
 /// What reactors and the network may add to a deadline.
 pub const SLACK: u64 = 25_000;
-/// How long a run goes on after its last event, when all is healed.
-pub const REST: u64 = 250_000;
+/// How long a run goes on after its last event, when all is healed: longer than any pause before something is tried again.
+pub const REST: u64 = 700_000;
 
 pub enum Happening {
     Event(usize),
