@@ -300,6 +300,12 @@ impl SecondaryGroup {
         out.push(GroupOutput::Event(if self.behind { GroupEvent::Behind } else { GroupEvent::LinkLost }));
     }
 
+    /// A session that cannot begin is over: the primary hears of it by its connection, and may come again.
+    fn close_session(&mut self, out: &mut Out) {
+        out.push(GroupOutput::Disconnect);
+        self.disconnected(out);
+    }
+
     pub(super) fn take(&mut self, message: Control, out: &mut Out) {
         match message {
             Control::Begin { epoch, sync, lineage } => self.begin(epoch, sync, lineage, out),
@@ -349,8 +355,7 @@ impl SecondaryGroup {
         // Copying what changed brings only a disk in step of which the primary knows what it lacks.
         let known = sync != SyncMode::Changed || self.record.lineage.is_shared_with(lineage);
         if !accepted || !fits || !known || self.is_busy() || epoch <= self.record.newest {
-            // The primary's deadline tells it; a session that cannot begin is closed.
-            return out.push(GroupOutput::Disconnect);
+            return self.close_session(out);
         }
         let same_size = sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes == here.volume_bytes);
         let kept = sync == SyncMode::Changed && same_size && self.has_view();
@@ -494,7 +499,7 @@ impl SecondaryGroup {
                     originals,
                 }));
             }
-            (Persisting::Begin { .. }, false) => out.push(GroupOutput::Disconnect),
+            (Persisting::Begin { .. }, false) => self.close_session(out),
             (Persisting::Commit { epoch }, true) => {
                 self.checkpoint = Checkpoint::None;
                 self.spreading = Spreading::Commit { epoch, left: reactors };

@@ -249,3 +249,28 @@ fn what_a_lost_session_had_copied_does_not_count_for_the_next() {
     group.volume_copied(0, &mut out);
     assert!(out.contains(&GroupOutput::ToStripes(ToStripes::Freeze)), "the end of the sync: {out:?}");
 }
+
+#[test]
+fn a_session_that_the_secondary_cannot_begin_does_not_keep_the_next_one_out() {
+    let begin = |epoch| Control::Begin { epoch: Epoch(epoch), sync: SyncMode::Full, lineage: Lineage(1) };
+    for record_fails in [false, true] {
+        let config = SecondaryGroupConfig { reactors: 1, buffer: true, failover_timeout_ms: 1000 };
+        let mut group = SecondaryGroup::new(config, GroupRecord::default(), &[]);
+        let mut out = Vec::new();
+        group.connected(&[]);
+        group.message(begin(1), &mut out);
+        assert!(matches!(out[..], [GroupOutput::PersistRecord(..)]), "{out:?}");
+        if record_fails {
+            group.persisted(false, &mut out);
+        } else {
+            // The link is lost while the record is being written, and the primary comes again too early.
+            group.disconnected(&mut out);
+            assert!(group.accepts());
+            group.connected(&[]);
+            out.clear();
+            group.message(begin(2), &mut out);
+        }
+        assert!(out.contains(&GroupOutput::Disconnect), "{out:?}");
+        assert!(group.accepts(), "it may come again");
+    }
+}
