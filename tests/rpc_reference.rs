@@ -6,6 +6,8 @@
 mod common;
 
 use common::node::{Node, free_port};
+use common::nvme::Host;
+use common::pair::export;
 use lockstep::control::families;
 use lockstep::control::registry::{Callable, Family, Method};
 use serde_json::{Value, json};
@@ -207,6 +209,7 @@ impl Stage {
             "replication_rollback" => {
                 self.node.rpc("replication_stop", json!({"group": "g2"}));
             }
+            "replication_disk_attach" => self.lose_the_disk_of_g3(),
             _ => {}
         }
     }
@@ -239,6 +242,30 @@ impl Stage {
         self.partner.rpc("replication_start", json!({"group": group}));
         wait_running(&self.node, group);
         wait_running(&self.partner, group);
+    }
+
+    fn lose_the_disk_of_g3(&self) {
+        let (link, port, nqn) = (free_port(), free_port(), "nqn.2026-01.io.lockstep.test:g3");
+        self.disk(&self.partner, "Disk4");
+        self.secondary(&self.partner, "g3", "v3", "Disk4", link);
+        self.disk(&self.node, "Disk4");
+        self.disk(&self.node, "Disk5");
+        self.node.rpc("bdev_error_create", json!({"base_name": "Disk4"}));
+        self.node.rpc(
+            "replication_group_create",
+            json!({"name": "g3", "role": "primary", "volumes": [{"name": "v3", "bdev": "EE_Disk4"}],
+                   "metadata": self.node.dir().join("g3").display().to_string(), "on_disk_failure": "detach",
+                   "peer": {"transport": "tcp", "address": "127.0.0.1", "port": link}}),
+        );
+        self.node.rpc("replication_start", json!({"group": "g3"}));
+        wait_running(&self.node, "g3");
+        export(&self.node, "127.0.0.1", port, nqn, "v3", 1, false);
+        self.node.rpc(
+            "bdev_error_inject_error",
+            json!({"name": "EE_Disk4", "io_type": "write", "error_type": "failure", "num": 1}),
+        );
+        Host::connect(port, nqn).write(0, &[7; 4096]);
+        self.node.rpc("nvmf_delete_subsystem", json!({"nqn": nqn}));
     }
 
     fn run(&self, method: &Method) -> Value {

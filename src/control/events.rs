@@ -18,6 +18,8 @@ pub const TYPES: &[&str] = &[
     "replication_buffer_overrun",
     "replication_buffer_watermark",
     "replication_checkpoint_failed",
+    "replication_disk_attached",
+    "replication_disk_detached",
     "replication_disk_failed",
     "replication_disk_grew",
     "replication_disk_healed",

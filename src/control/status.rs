@@ -84,6 +84,16 @@ fn describe(answer: &Value) -> String {
         if let Some(history) = history(&group["history"]) {
             let _ = writeln!(text, "  group {}: {history}", word(&group["name"]));
         }
+        for volume in list(&group["volumes"]) {
+            if let Some(progress) = copy_progress(&volume["fill"]) {
+                let _ = writeln!(
+                    text,
+                    "  group {}: disk of {}: {progress}",
+                    word(&group["name"]),
+                    word(&volume["name"])
+                );
+            }
+        }
         if group["verify"].is_object() {
             let _ = writeln!(text, "  group {}: {}", word(&group["name"]), verify(&group["verify"]));
         }

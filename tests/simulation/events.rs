@@ -167,6 +167,7 @@ impl World {
                         geometry: self.geometry(A, reactor),
                         ack: self.reactor(A, reactor).ack,
                         on_link_loss: self.reactor(A, reactor).policy,
+                        on_disk_failure: OnDiskFailure::Report,
                         lag_limit_bytes: u64::from(self.plan.shape.lag_kib) << 10,
                     };
                     let machine = super::node::Machine::Primary(Box::new(PrimaryStripes::new(config)));

@@ -37,6 +37,7 @@ impl World {
                 checkpoint_timeout_ms: CHECKPOINT_MS,
                 checkpoint_interval_ms: 0,
                 begin_timeout_ms: CONNECT_MS,
+                on_disk_failure: OnDiskFailure::Report,
             };
             Group::Primary(Box::new(PrimaryGroup::new(config, record, &sizes)))
         } else {
@@ -335,8 +336,14 @@ impl World {
                 self.primaries(here, |machine, out| machine.fence(out));
                 self.detach_all(A, here);
             }
-            // The place of verify, of growth, of a limited copy and of earlier checkpoints: no event leads here.
+            // The place of verify, of growth, of a limited copy, of earlier checkpoints and of a detached disk: no event leads
+            // here.
             ToStripes::Verify { .. }
+            | ToStripes::Suspend
+            | ToStripes::KeepDisk
+            | ToStripes::Detach { .. }
+            | ToStripes::Fill { .. }
+            | ToStripes::AttachDisk { .. }
             | ToStripes::VerifyStop
             | ToStripes::SetCopies(_)
             | ToStripes::SetPatience(_)

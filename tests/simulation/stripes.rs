@@ -191,6 +191,7 @@ impl World {
                 self.submit_io(A, reactor, volume, range, Kind::Read, Job::Copy(op));
             }
             // The place of a verify, here and below.
+            PrimaryOutput::HostRead { .. } => self.broke("a read of a primary whose disk was never detached"),
             PrimaryOutput::VerifyRead { .. } => self.broke("a verify that nobody asked for"),
             PrimaryOutput::SubmitWrite { op, range, data, fua } => {
                 let cells = self.data_cells(&data, range.blocks);
@@ -219,6 +220,7 @@ impl World {
             SecondaryOutput::ViewRead { op, range, into } => {
                 submit(self, range, Kind::Read, Job::View(op, range, into));
             }
+            SecondaryOutput::ReadData { .. } => self.broke("a read for a primary that has its disk"),
             SecondaryOutput::VerifyRead { .. } => self.broke("a verify that nobody asked for"),
             // The place of a journal.
             SecondaryOutput::Journal { .. } => self.broke("a write for a journal that there is not"),
@@ -256,7 +258,7 @@ impl World {
     fn forward(&mut self, reactor: usize, volume: usize, op: OpId, lane: Lane, forward: Forward<Blocks>) {
         let range = match &forward.body {
             ForwardBody::Write { range, .. } => *range,
-            ForwardBody::Flush | ForwardBody::Verify { .. } => Range::new(0, 0),
+            ForwardBody::Flush | ForwardBody::Verify { .. } | ForwardBody::Read { .. } => Range::new(0, 0),
         };
         self.check_forward(reactor, volume, op, &forward);
         let end = self.reactor(A, reactor).lanes.get_mut(usize::from(lane)).and_then(Option::as_mut);
@@ -325,7 +327,7 @@ impl World {
                 let cells = self.data_cells(data, range.blocks);
                 Some((forward.epoch, *range, cells))
             }
-            ForwardBody::Flush | ForwardBody::Verify { .. } => None,
+            ForwardBody::Flush | ForwardBody::Verify { .. } | ForwardBody::Read { .. } => None,
         };
         // What the machine takes is content from here on; what it refuses at once is not.
         let mut out = Vec::new();

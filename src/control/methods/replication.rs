@@ -9,7 +9,7 @@ use crate::control::node::{Node, State};
 use crate::control::params::{choice, params};
 use crate::control::registry::{Callable, Family, Method};
 use crate::control::saved::call;
-use crate::replication::core::{AckMode, GroupError, Keep, OnLinkLoss, SyncMode};
+use crate::replication::core::{AckMode, GroupError, Keep, OnDiskFailure, OnLinkLoss, SyncMode};
 use crate::replication::group::{
     BEHIND_AFTER_MIN_MS, BEHIND_AFTER_MS, Changes, GroupInfo, GroupOptions, HISTORY_EPOCHS_MAX,
     PEER_TIMEOUT_MAX_MS, PEER_TIMEOUT_MIN_MS, PEER_TIMEOUT_MS, PrimaryOptions, ReplicationError, RoleOptions,
@@ -99,6 +99,25 @@ choice! {
         Wait = "wait",
         /// The secondary is left behind.
         Behind = "behind",
+    }
+}
+
+choice! {
+    /// What a primary does when its own disk fails something.
+    pub enum DiskLoss {
+        /// Its host has the error.
+        Report = "report",
+        /// Goes on through the peer.
+        Detach = "detach",
+    }
+}
+
+impl DiskLoss {
+    fn policy(self) -> OnDiskFailure {
+        match self {
+            DiskLoss::Report => OnDiskFailure::Report,
+            DiskLoss::Detach => OnDiskFailure::Detach,
+        }
     }
 }
 
@@ -195,6 +214,10 @@ params! {
         on_congestion: Option<Congestion>,
         /// Primary: how long they wait before that, ms, 200 to 600000. Default: 3000.
         congestion_ms: Option<u32>,
+        /// Primary: what a failed write, read or flush of its own disk comes to: `report`, an error for the host, or
+        /// `detach`: if the peer has everything, the group goes on through the peer without an error, until
+        /// `replication_disk_attach`. Default: `report`.
+        on_disk_failure: Option<DiskLoss>,
         /// Primary: longest time for a checkpoint whose caller gives none, ms. Default: 1000.
         checkpoint_timeout_ms: Option<u32>,
         /// Primary: checkpoint by itself this often, ms; 0: only when told to. Default: 0.
@@ -286,6 +309,19 @@ params! {
         group: String,
         /// The epoch that `replication_prepare_checkpoint` returned.
         epoch: u64,
+    }
+}
+
+params! {
+    /// Parameters of `replication_disk_attach`.
+    pub struct DiskAttach {
+        /// The group.
+        group: String,
+        /// A volume of it whose disk was detached.
+        volume: String,
+        /// The disk that replaces it, with blocks of the same size and no fewer than the volume has. The group claims it,
+        /// and gives the old one free. What it holds is overwritten.
+        bdev: String,
     }
 }
 
@@ -428,8 +464,9 @@ pub fn family() -> Family {
                 .result(
                     "Array of `name`, `uuid`, `role`, `state`, `epoch`, `committed_epoch`, `generation`, `ack`, \
                      `on_link_loss`, `peer_timeout_ms`, `volumes` (`name`, `bdev`, `uuid`, `num_blocks`, `block_size`, \
-                     `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `notice`: what \
-                     to do for the volume to grow, or null), `peer`, `connected`, \
+                     `base_num_blocks` of the disk below and `peer_base_num_blocks` of the peer's or null, `disk`: \
+                     `attached`, `detached` or `filling`, `fill`: how far a replacement is filled, as `sync`, or null, \
+                     `notice`: what to do for the volume to grow, or null), `peer`, `connected`, \
                      `sent_bytes`, `lag_bytes`, `dirty_bytes` (what the peer lacks at most), `buffer` (`undo_bytes`, \
                      `overlay_bytes`, `pinned_bytes`, `limit_bytes`), `history` (as `replication_get_history` answers, or null), `journal` (of a secondary that has one: `journal`, \
                      `size_bytes`, `used_bytes`, `rolled_back_to`: the epoch to which it led the volumes back when the \
@@ -524,6 +561,20 @@ pub fn family() -> Family {
                     (-5, "the record could not be written"),
                 ])
                 .example(r#"{"group": "g1", "keep": "latest"}"#),
+            Method::new("replication_disk_attach", Callable::Runtime, disk_attach)
+                .summary(
+                    "Puts a replacement below a volume of the primary whose disk was detached, and fills it with what the \
+                     peer has, at `resync_rate_mb`, while hosts go on. It returns when that has begun; its progress is in \
+                     `replication_get_groups`. A lost link begins it again, by itself.",
+                )
+                .errors(&[
+                    (-19, "no group, volume or bdev has this name"),
+                    (-95, "the command is for the primary"),
+                    (-1, "the bdev is in use; or the group's state does not allow it now"),
+                    (-22, "the volume has a disk; or the bdev's blocks are of another size or too few"),
+                    (-16, "the disk that failed has not given everything back, and is the one named"),
+                ])
+                .example(r#"{"group": "g3", "volume": "v3", "bdev": "Disk5"}"#),
             Method::new("replication_stop", Callable::Runtime, stop)
                 .summary("Ends the session with the peer. The volumes stay.")
                 .errors(GROUP_ERRORS)
@@ -549,6 +600,8 @@ impl From<ReplicationError> for RpcError {
             ReplicationError::Metadata(_) | ReplicationError::RollBack(..) => Errno::IO,
             ReplicationError::Journal(JournalError::Bdev(error)) => Errno::from_raw_os_error(error.errno()),
             ReplicationError::Journal(JournalError::Io(..) | JournalError::File { .. }) => Errno::IO,
+            ReplicationError::DiskBusy(_) => Errno::BUSY,
+            ReplicationError::NoVolume(_) => Errno::NODEV,
             ReplicationError::Journal(_) => Errno::INVAL,
             ReplicationError::Listen(_) => Errno::ADDRINUSE,
             ReplicationError::Reactor(_) => Errno::TIMEDOUT,
@@ -573,7 +626,8 @@ fn errno_of(error: GroupError) -> Errno {
         | GroupError::UnknownPeer
         | GroupError::SplitBrain
         | GroupError::PeerIsAhead
-        | GroupError::PeerKeepsSize(_) => Errno::INVAL,
+        | GroupError::PeerKeepsSize(_)
+        | GroupError::HasDisk => Errno::INVAL,
         GroupError::HungPeer(_)
         | GroupError::HungLink(_)
         | GroupError::HungReactor(_)
@@ -581,6 +635,7 @@ fn errno_of(error: GroupError) -> Errno {
         | GroupError::HungDisk(_)
         | GroupError::OutcomeUnknown(_)
         | GroupError::NoPeer => Errno::TIMEDOUT,
+        GroupError::Detached | GroupError::Stranded => Errno::NODEV,
         GroupError::LinkLost => Errno::NOTCONN,
         GroupError::Refused => Errno::CONNREFUSED,
         GroupError::Metadata
@@ -644,6 +699,7 @@ fn primary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         peer: peer.socket("peer")?,
         ack: params.ack.unwrap_or(Ack::Applied).mode(),
         on_link_loss: params.on_link_loss.unwrap_or(LinkLoss::Continue).policy(),
+        on_disk_failure: params.on_disk_failure.unwrap_or(DiskLoss::Report).policy(),
         checkpoint_timeout_ms: timeout(
             "checkpoint_timeout_ms",
             params.checkpoint_timeout_ms.unwrap_or(DEFAULT_CHECKPOINT_TIMEOUT_MS),
@@ -666,6 +722,7 @@ fn secondary(params: &GroupCreate) -> Result<RoleOptions, RpcError> {
         ("on_link_loss", params.on_link_loss.is_some()),
         ("on_congestion", params.on_congestion.is_some()),
         ("congestion_ms", params.congestion_ms.is_some()),
+        ("on_disk_failure", params.on_disk_failure.is_some()),
         ("checkpoint_timeout_ms", params.checkpoint_timeout_ms.is_some()),
         ("checkpoint_interval_ms", params.checkpoint_interval_ms.is_some()),
         ("resync_rate_mb", params.resync_rate_mb.is_some()),
@@ -859,6 +916,11 @@ fn failover(node: &Arc<Node>, params: Failover) -> Result<Value, RpcError> {
     Ok(json!({"generation": generation.0, "writable_after_us": took.as_micros() as u64}))
 }
 
+fn disk_attach(node: &Arc<Node>, params: DiskAttach) -> Result<bool, RpcError> {
+    node.groups().disk_attach(&params.group, &params.volume, &params.bdev)?;
+    Ok(true)
+}
+
 fn get_groups(node: &Arc<Node>, params: GetGroups) -> Result<Vec<GroupInfo>, RpcError> {
     Ok(node.groups().info(params.name.as_deref())?)
 }
@@ -948,6 +1010,10 @@ fn configured(options: &GroupOptions) -> Value {
             },
             "on_congestion": if primary.behind_after_ms.is_some() { Congestion::Behind } else { Congestion::Wait },
             "congestion_ms": primary.behind_after_ms,
+            "on_disk_failure": match primary.on_disk_failure {
+                OnDiskFailure::Report => DiskLoss::Report,
+                OnDiskFailure::Detach => DiskLoss::Detach,
+            },
             "checkpoint_timeout_ms": primary.checkpoint_timeout_ms,
             "checkpoint_interval_ms": primary.checkpoint_interval_ms,
             "resync_rate_mb": primary.resync_rate_bytes / MIB,

@@ -27,6 +27,8 @@ impl PrimaryGroup {
                 Ok(())
             }
             (SyncMode::Changed, _) => Err(GroupError::UnknownPeer),
+            // Who has no disk decides by other rules.
+            (SyncMode::Resumed, _) => Err(GroupError::Stranded),
             // A node that is new to its peer copies over it because an operator says so, and for no other reason.
             _ if ahead && !me.identity.is_new() => Err(GroupError::PeerIsAhead),
             (SyncMode::None, _) if !whole => Err(GroupError::SmallerPeer),

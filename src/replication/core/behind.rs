@@ -48,7 +48,8 @@ impl<P: Payload> PrimaryStripes<P> {
     /// One step of time. Says once a session if a host's command has been waiting for the peer for more than so many.
     pub fn watch_peer(&mut self, patience: u32, out: &mut Vec<PrimaryOutput<P>>) {
         self.watch.tick = self.watch.tick.wrapping_add(1);
-        if self.watch.told || !self.is_linked() {
+        // Without a disk of its own it can leave nobody behind.
+        if self.watch.told || !self.is_linked() || self.detached.needs_peer() {
             return;
         }
         let patience = if self.is_copying() { patience.saturating_mul(COPYING_PATIENCE) } else { patience };
@@ -57,7 +58,7 @@ impl<P: Payload> PrimaryStripes<P> {
             let for_peer = match op.local {
                 Local::Done => true,
                 Local::Waiting => congested,
-                Local::Submitted | Local::Failed => false,
+                Local::Submitted | Local::Failing | Local::Failed => false,
             };
             for_peer && !op.replied && tick.wrapping_sub(op.since) > patience
         });
@@ -71,7 +72,8 @@ impl<P: Payload> PrimaryStripes<P> {
 impl PrimaryGroup {
     /// Hosts wait too long for the peer.
     pub(super) fn congested(&mut self, out: &mut Out) {
-        if self.behind.told || !matches!(self.state(), PrimaryState::Running | PrimaryState::Syncing) {
+        let follows = matches!(self.state(), PrimaryState::Running | PrimaryState::Syncing);
+        if self.behind.told || !follows || self.needs_peer() {
             return;
         }
         self.behind.told = true;
@@ -89,6 +91,11 @@ impl PrimaryGroup {
         self.behind.times += 1;
         self.timers.arm(Timer::Behind, pause, out);
         out.push(GroupOutput::Event(GroupEvent::Behind));
+    }
+
+    /// Whether the peer was told that it is left behind, and this node is about to go on alone.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.behind.told
     }
 
     /// The session is over, however it ended.

@@ -124,6 +124,20 @@ impl<P: Payload> PrimaryStripes<P> {
             self.allowance.unwrap_or(0).saturating_add(bytes).min(bytes)
         });
         self.copy_more(out);
+        self.fill_more(out);
+    }
+
+    /// Takes what a piece costs out of the allowance, if there is one; `false` when it is used up.
+    pub(super) fn takes_allowance(&mut self, range: Range) -> bool {
+        let bytes = i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
+        match &mut self.allowance {
+            Some(left) if *left <= 0 => false,
+            Some(left) => {
+                *left -= bytes;
+                true
+            }
+            None => true,
+        }
     }
 
     /// Makes room for a volume of so many blocks, and copies what this machine owns behind the volume's present end to
@@ -179,13 +193,8 @@ impl<P: Payload> PrimaryStripes<P> {
             if in_flight >= COPY_DEPTH {
                 return;
             }
-            if scope == Scope::Marked
-                && let Some(left) = &mut self.allowance
-            {
-                if *left <= 0 {
-                    return;
-                }
-                *left -= i64::from(range.blocks) * i64::from(self.config.geometry.block_bytes);
+            if scope == Scope::Marked && !self.takes_allowance(range) {
+                return;
             }
             self.again.pop_front();
             let cursor = if again.is_some() { cursor } else { range.end() };

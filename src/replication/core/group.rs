@@ -64,6 +64,21 @@ pub enum SyncMode {
     None,
     /// What the primary's map says is copied: it holds for a disk of the same lineage only.
     Changed,
+    /// The peer has everything that was acknowledged, and this node may have no disk: the session goes on where the last one
+    /// ended, with a peer that ran all the time. What was not acknowledged is sent again.
+    Resumed,
+}
+
+impl SyncMode {
+    /// Whether the disk that the peer has is what the session begins with.
+    pub fn goes_on(self) -> bool {
+        matches!(self, SyncMode::Changed | SyncMode::Resumed)
+    }
+
+    /// Whether the peer's disk is a part of two states until the copies have ended.
+    pub fn copies(self) -> bool {
+        matches!(self, SyncMode::Full | SyncMode::Changed)
+    }
 }
 
 /// What a peer said of itself in the handshake of a session.
@@ -214,6 +229,23 @@ pub enum ToStripes {
     },
     VerifyStop,
     Fence,
+    /// Launch nothing. Each machine tells by [`StripeEvent::Suspended`](super::types::StripeEvent).
+    Suspend,
+    /// The disks stay: what they failed fails, everything else goes on.
+    KeepDisk,
+    /// The volume has no disk here from now on.
+    Detach {
+        volume: u16,
+    },
+    /// Fill the replacement. Each machine of the volume tells by [`StripeEvent::Filled`](super::types::StripeEvent).
+    Fill {
+        volume: u16,
+    },
+    /// The replacement is the volume's disk. `leans` if another volume has none.
+    AttachDisk {
+        volume: u16,
+        leans: bool,
+    },
     /// The peer was restarted since it last followed: what it may have lost by that is marked.
     PeerRestarted,
     SetCopies(CopyOptions),
@@ -400,6 +432,18 @@ pub enum GroupError {
     NotStopped(&'static str),
     #[error("the group was stopped")]
     Stopped,
+    #[error("the volume has a disk: a replacement is for one whose disk was detached")]
+    HasDisk,
+    #[error(
+        "a volume has no disk on this node: the peer alone has its content. Attach a replacement with \
+         replication_disk_attach first, or fail over to the peer"
+    )]
+    Detached,
+    #[error(
+        "a volume has no disk on this node, and the peer is not as it was left, so it may have lost what only it had: fail \
+         over to the peer and make this node its secondary"
+    )]
+    Stranded,
     #[error(
         "the peer's volumes are smaller than this node's, so the disks are not equal: start with sync `full`"
     )]
@@ -440,6 +484,22 @@ pub enum GroupEvent {
     PeerFailed(PeerRefusal),
     /// This node's disk failed something.
     DiskFailed(DiskFailure),
+    /// The group goes on without the volume's disk.
+    DiskDetached {
+        volume: u16,
+        failure: DiskFailure,
+    },
+    FillStarted {
+        volume: u16,
+    },
+    /// The replacement failed, or else the peer's disk did.
+    FillFailed {
+        volume: u16,
+        failure: Option<DiskFailure>,
+    },
+    DiskAttached {
+        volume: u16,
+    },
     /// The secondary could not make a commit durable.
     PeerRecordFailed,
     Fenced,

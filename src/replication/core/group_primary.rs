@@ -5,12 +5,13 @@
 
 use super::super::{Epoch, Lineage};
 use super::behind::Behind;
+use super::detached_group::Disks;
 use super::group::*;
 use super::growth::{Growth, Sized};
 use super::identity::{Identity, Names};
 use super::mutation::{Mutation, active};
 use super::primary::Session;
-use super::types::{StripeEvent, VerifyFault};
+use super::types::{OnDiskFailure, StripeEvent, VerifyFault};
 use super::verify_group::{GroupVerify, VerifyState};
 
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +23,7 @@ pub struct PrimaryGroupConfig {
     pub checkpoint_interval_ms: u32,
     /// How long a peer that was reached may take to be ready for the session.
     pub begin_timeout_ms: u32,
+    pub on_disk_failure: OnDiskFailure,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +121,7 @@ pub struct PrimaryGroup {
     pub(super) growth: Growth,
     pub(super) verify: GroupVerify,
     pub(super) behind: Behind,
+    pub(super) disks: Disks,
     pub(super) timers: Timers,
     pub(super) persisting: bool,
     persist_again: bool,
@@ -158,6 +161,7 @@ impl PrimaryGroup {
             growth: Growth::Idle,
             verify: GroupVerify::default(),
             behind: Behind::default(),
+            disks: Disks::new(config.on_disk_failure, volumes.len()),
             timers: Timers::default(),
             persisting: false,
             persist_again: false,
@@ -230,6 +234,9 @@ impl PrimaryGroup {
             PrimaryState::Stopped | PrimaryState::ResyncRequired | PrimaryState::Behind => {}
             state => return reply(out, command, Err(GroupError::WrongState(state.name()))),
         }
+        if self.leans() && sync == SyncMode::Full {
+            return reply(out, command, Err(GroupError::Detached));
+        }
         self.state = PrimaryState::Connecting;
         self.sync = sync;
         self.reconnects = false;
@@ -257,7 +264,12 @@ impl PrimaryGroup {
             return;
         }
         let whole = self.meet(volumes);
-        if let Err(error) = self.judge(peer, whole, self.sync) {
+        if self.leans() {
+            self.sync = SyncMode::Resumed;
+            if !whole || peer.restarted || !self.record.lineage.is_shared_with(peer.lineage) {
+                return self.start_failed(GroupError::Stranded, out);
+            }
+        } else if let Err(error) = self.judge(peer, whole, self.sync) {
             return self.start_failed(error, out);
         }
         self.peer_is_consistent = peer.consistent;
@@ -266,11 +278,11 @@ impl PrimaryGroup {
         }
         self.record.newest = self.record.newest.max(peer.newest).next();
         self.record.generation = self.record.generation.max(peer.generation);
-        if self.sync != SyncMode::Changed {
+        if !self.sync.goes_on() {
             self.record.committed = Epoch(self.record.newest.0 - 1);
         }
         self.offered = match self.sync {
-            SyncMode::Changed => peer.lineage,
+            SyncMode::Changed | SyncMode::Resumed => peer.lineage,
             SyncMode::Full | SyncMode::None => Lineage(peer.session),
         };
         self.lanes = peer.lanes;
@@ -281,6 +293,10 @@ impl PrimaryGroup {
         self.persist(out);
         let (epoch, sync, lineage) = (self.record.newest, self.sync, self.offered);
         out.push(GroupOutput::Send(Control::Begin { epoch, sync, lineage }));
+    }
+
+    pub(super) fn set_inconsistent(&mut self, inconsistent: bool) {
+        self.record.inconsistent = inconsistent;
     }
 
     pub(super) fn persist(&mut self, out: &mut Out) {
@@ -304,6 +320,7 @@ impl PrimaryGroup {
             self.persist(out);
         } else {
             self.recorded(ok, out);
+            self.disks_recorded(ok, out);
         }
         self.may_go_alone(ok, out);
     }
@@ -352,8 +369,8 @@ impl PrimaryGroup {
         let session =
             Session { lanes: self.lanes, generation: self.record.generation, epoch, preserve: !full };
         out.push(GroupOutput::ToStripes(ToStripes::LinkUp(session)));
-        self.catching_up = self.sync == SyncMode::None && !active(Mutation::CutBeforeCaughtUp);
-        if self.sync == SyncMode::None {
+        self.catching_up = !self.sync.copies() && !active(Mutation::CutBeforeCaughtUp);
+        if !self.sync.copies() {
             self.state = PrimaryState::Running;
             self.arm_interval(out);
         } else {
@@ -397,11 +414,14 @@ impl PrimaryGroup {
                 self.cut(Wish::EndOfSync, self.config.checkpoint_timeout_ms, out);
             }
             (0, _) => {
-                self.catching_up = false;
+                if std::mem::take(&mut self.catching_up) && self.sync == SyncMode::Resumed {
+                    out.push(GroupOutput::Event(GroupEvent::SyncFinished));
+                }
                 if let Step::CatchingUp { wish, timeout_ms } = self.step {
                     self.freeze(wish, timeout_ms, out);
                 }
                 self.repaired(out);
+                self.fill_again(out);
                 self.grow(out);
             }
             _ => {}
@@ -708,6 +728,7 @@ impl PrimaryGroup {
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::LinkDown));
         self.end_growth();
+        self.end_fill();
         self.end_verify(VerifyState::Failed(VerifyFault::LinkLost), out);
         self.step_failed(error, out);
         self.step = Step::Idle;
@@ -735,6 +756,7 @@ impl PrimaryGroup {
         out.push(GroupOutput::Disconnect);
         out.push(GroupOutput::ToStripes(ToStripes::Fence));
         self.end_growth();
+        self.end_fill();
         self.end_verify(VerifyState::Failed(VerifyFault::Fenced), out);
         if let Some(command) = self.starting.take() {
             reply(out, command, Err(GroupError::Fenced));
@@ -770,9 +792,9 @@ impl PrimaryGroup {
             StripeEvent::Differs { round, .. } => self.differs(round),
             StripeEvent::VerifyFinished { round } => self.verified(round, out),
             StripeEvent::VerifyFailed { round, fault } => self.verify_failed(round, fault, out),
-            StripeEvent::DiskFailed(failure) => {
-                out.push(GroupOutput::Event(GroupEvent::DiskFailed(failure)));
-            }
+            // What the shell gives by the volume.
+            StripeEvent::DiskFailed(_) | StripeEvent::Filled | StripeEvent::FillFailed => {}
+            StripeEvent::Suspended { has_all } => self.suspended(has_all, out),
             StripeEvent::CopyFinished
             | StripeEvent::Extended
             | StripeEvent::HungDisk(_)
@@ -803,6 +825,7 @@ impl PrimaryGroup {
             self.state = PrimaryState::Stopped;
         }
         self.end_growth();
+        self.end_fill();
         self.end_verify(VerifyState::Stopped, out);
         self.step_failed(GroupError::Stopped, out);
         self.step = Step::Idle;

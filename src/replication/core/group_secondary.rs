@@ -353,14 +353,15 @@ impl SecondaryGroup {
         let fits = sizes.len() == self.volumes.len()
             && sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes <= here.disk_bytes);
         // Copying what changed brings only a disk in step of which the primary knows what it lacks.
-        let known = sync != SyncMode::Changed || self.record.lineage.is_shared_with(lineage);
+        let ran_on = sync != SyncMode::Resumed || !self.restarted && !self.record.inconsistent;
+        let known = ran_on && (!sync.goes_on() || self.record.lineage.is_shared_with(lineage));
         if !accepted || !fits || !known || self.is_busy() || epoch <= self.record.newest {
             return self.close_session(out);
         }
         let same_size = sizes.iter().zip(&self.volumes).all(|(&bytes, here)| bytes == here.volume_bytes);
-        let kept = sync == SyncMode::Changed && same_size && self.has_view();
-        let committed = if sync == SyncMode::Changed { self.record.committed } else { Epoch(epoch.0 - 1) };
-        let inconsistent = sync != SyncMode::None && !active(Mutation::ConsistentBeforeSynced);
+        let kept = sync.goes_on() && same_size && self.has_view();
+        let committed = if sync.goes_on() { self.record.committed } else { Epoch(epoch.0 - 1) };
+        let inconsistent = sync.copies() && !active(Mutation::ConsistentBeforeSynced);
         // What the disks hold now may not be durable; the first checkpoint makes it so.
         let mut record =
             GroupRecord { committed, newest: epoch, inconsistent, journaled: false, ..self.record };
@@ -369,7 +370,7 @@ impl SecondaryGroup {
             SyncMode::Full => identity.begin_copy(lineage),
             SyncMode::None => identity.pair(lineage),
             // What it had it has until everything else is here.
-            SyncMode::Changed => {}
+            SyncMode::Changed | SyncMode::Resumed => {}
         }
         record.set_identity(identity);
         self.pending_bytes = self.primary_bytes.clone();
@@ -532,8 +533,8 @@ impl SecondaryGroup {
         self.leads_back = kept;
         self.restarted = false;
         match (sync, kept) {
-            (SyncMode::Changed, true) => Originals::Kept,
-            (SyncMode::Changed, false) => {
+            (SyncMode::Changed | SyncMode::Resumed, true) => Originals::Kept,
+            (SyncMode::Changed | SyncMode::Resumed, false) => {
                 self.history.lose_before(Epoch(u64::MAX));
                 self.lost_through = epoch;
                 Originals::Lost(epoch)
@@ -577,7 +578,7 @@ impl SecondaryGroup {
         match std::mem::replace(&mut self.spreading, Spreading::Nothing) {
             Spreading::Nothing => {}
             Spreading::Begin { epoch, sync, .. } => {
-                let syncing = sync != SyncMode::None;
+                let syncing = sync.copies();
                 self.state = if syncing { SecondaryState::Syncing } else { SecondaryState::Following };
                 if syncing {
                     out.push(GroupOutput::Event(GroupEvent::SyncStarted));
@@ -809,6 +810,9 @@ impl SecondaryGroup {
             | StripeEvent::Congested
             | StripeEvent::WantsAlone
             | StripeEvent::PeerFailed(_)
+            | StripeEvent::Suspended { .. }
+            | StripeEvent::Filled
+            | StripeEvent::FillFailed
             | StripeEvent::PeerFlushFailed
             | StripeEvent::CopyFailed(_)
             | StripeEvent::CopyFinished

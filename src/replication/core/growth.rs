@@ -129,6 +129,9 @@ impl PrimaryGroup {
         if self.state() != PrimaryState::Running || self.growth != Growth::Idle || self.copies_left > 0 {
             return;
         }
+        if self.leans() {
+            return;
+        }
         if self.repair(out) {
             return;
         }

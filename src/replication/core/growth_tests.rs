@@ -345,6 +345,7 @@ fn disks_said_to_be_equal_are_not_if_the_peers_volume_is_smaller() {
         reactors: 1,
         checkpoint_timeout_ms: 1000,
         checkpoint_interval_ms: 0,
+        on_disk_failure: OnDiskFailure::Report,
         begin_timeout_ms: 1000,
     };
     let peer = VolumeSize { volume_bytes: 1 << 20, ..volume };

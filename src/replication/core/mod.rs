@@ -30,6 +30,8 @@
 mod alone;
 mod behind;
 mod copying;
+mod detached;
+mod detached_group;
 mod dirty;
 mod group;
 mod group_history;
@@ -47,6 +49,7 @@ mod maps;
 pub mod mutation;
 mod pace;
 mod past;
+mod peer_read;
 mod pinning;
 mod primary;
 mod promoted;
@@ -64,6 +67,8 @@ mod view;
 mod behind_tests;
 #[cfg(test)]
 mod copying_tests;
+#[cfg(test)]
+mod detached_tests;
 #[cfg(test)]
 mod durable_tests;
 #[cfg(test)]
@@ -91,6 +96,7 @@ mod start_tests;
 #[cfg(test)]
 mod verify_tests;
 
+pub use detached_group::DiskState;
 pub use dirty::DirtyMap;
 pub use group::*;
 pub use group_primary::{PrimaryGroup, PrimaryGroupConfig, PrimaryState};

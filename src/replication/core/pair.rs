@@ -36,6 +36,13 @@ pub fn geometry(blocks: u64, owner: usize) -> Geometry {
     }
 }
 
+fn byte_of(entry: &Logged, lba: u64) -> u8 {
+    match &entry.data {
+        Data::Bytes(bytes) => bytes.to_vec()[(lba - entry.range.lba) as usize],
+        Data::Zeroes => 0,
+    }
+}
+
 enum What {
     Write(Data<Bytes>),
     Flush,
@@ -45,6 +52,10 @@ enum What {
     View(Bytes),
     Base,
     Verify,
+    /// A host's read, by its owner.
+    HostRead(Bytes),
+    /// A host's read, straight from the disk.
+    Direct(Token, Bytes),
 }
 
 struct DiskIo {
@@ -55,6 +66,9 @@ struct DiskIo {
     /// What the disk returned or took; the completion comes later.
     executed: Option<Bytes>,
     hung: bool,
+    /// Which of the primary's disks, one after the other, it went to.
+    disk: u32,
+    failed: bool,
 }
 
 /// A node's sizes in blocks, apart from its disk.
@@ -74,6 +88,8 @@ struct Logged {
     data: Data<Bytes>,
     token: Token,
     acknowledged: bool,
+    /// The moment of that, by the count of replies.
+    acknowledged_at: u64,
 }
 
 #[derive(Default)]
@@ -82,6 +98,14 @@ struct Link {
     incoming: Incoming<Answer>,
     data: VecDeque<(Sequence, Forward<Bytes>)>,
     answers: VecDeque<(Sequence, Vec<Run<Answer>>)>,
+    read_data: VecDeque<(Sequence, Range, Bytes)>,
+}
+
+/// A host's read under way.
+struct Reading {
+    range: Range,
+    into: Bytes,
+    since: u64,
 }
 
 pub struct Pair {
@@ -115,6 +139,21 @@ pub struct Pair {
     persists: VecDeque<bool>,
     /// So many of the secondary's next records cannot be written.
     pub failing_records: u32,
+    /// The same of the primary's.
+    pub failing_primary_records: u32,
+    /// Every I/O of the primary's disk fails.
+    pub primary_fails: bool,
+    /// Some writes to it never end.
+    pub primary_hangs: bool,
+    /// How often it was replaced.
+    disk_round: u32,
+    pending_records: VecDeque<GroupRecord>,
+    /// The primary's record as a restart would find it.
+    pub durable_record: GroupRecord,
+    reading: BTreeMap<Token, Reading>,
+    /// Commands of hosts at the primary that failed, and why.
+    pub refused: BTreeMap<Token, Refusal>,
+    moments: u64,
     /// The secondary's disk took something since its last flush.
     pub unflushed: bool,
     timers: VecDeque<(bool, Armed)>,
@@ -156,6 +195,7 @@ impl Pair {
                 checkpoint_timeout_ms: 1000,
                 checkpoint_interval_ms: 0,
                 begin_timeout_ms: 1000,
+                on_disk_failure: OnDiskFailure::Detach,
             },
             record,
             &[volume],
@@ -172,6 +212,7 @@ impl Pair {
                 geometry: geometry(blocks, owner),
                 ack,
                 on_link_loss: OnLinkLoss::Continue,
+                on_disk_failure: OnDiskFailure::Detach,
                 lag_limit_bytes: LAG_LIMIT_BYTES,
             })
         };
@@ -204,6 +245,15 @@ impl Pair {
             prepared: VecDeque::new(),
             persists: VecDeque::new(),
             failing_records: 0,
+            failing_primary_records: 0,
+            primary_fails: false,
+            primary_hangs: false,
+            disk_round: 0,
+            pending_records: VecDeque::new(),
+            durable_record: record,
+            reading: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            moments: 0,
             unflushed: false,
             timers: VecDeque::new(),
             connected: false,
@@ -289,8 +339,11 @@ impl Pair {
     }
 
     fn io(&mut self, primary: bool, reactor: usize, op: OpId, range: Range, what: What) {
-        let hung = !primary && self.hang && self.rng.below(4) == 0;
-        let io = DiskIo { reactor, op, range, what, executed: None, hung };
+        let writes = matches!(what, What::Write(_) | What::Flush);
+        let hangs = if primary { self.primary_hangs && writes } else { self.hang };
+        let hung = hangs && self.rng.below(4) == 0;
+        let io =
+            DiskIo { reactor, op, range, what, executed: None, hung, disk: self.disk_round, failed: false };
         if primary { self.primary_io.push(io) } else { self.secondary_io.push(io) }
     }
 
@@ -306,16 +359,16 @@ impl Pair {
             }
             PrimaryOutput::VerifyRead { op, range } => self.io(true, reactor, op, range, What::Verify),
             PrimaryOutput::SubmitWrite { op, range, data, .. } => {
-                let epoch = self.primary[reactor].epoch();
-                let token = self.primary[reactor].token_of(op);
-                let logged = Logged { epoch, range, data: data.clone(), token, acknowledged: false };
-                self.log.push(logged);
+                self.launched(reactor, op, range, &data);
                 self.io(true, reactor, op, range, What::Write(data));
             }
             PrimaryOutput::SubmitFlush { op } => self.io(true, reactor, op, Range::new(0, 0), What::Flush),
             PrimaryOutput::Send { op, lane, forward, .. } => {
                 if !self.connected {
                     return;
+                }
+                if let ForwardBody::Write { range, data, .. } = &forward.body {
+                    self.launched(reactor, op, *range, data);
                 }
                 if let Some(&before) = self.in_flight.get(&self.primary[reactor].token_of(op)) {
                     assert!(forward.epoch >= before, "a write is cut off from what it depends on");
@@ -327,11 +380,18 @@ impl Pair {
                 let sequence = link.out.send(op);
                 link.data.push_back((sequence, forward));
             }
-            PrimaryOutput::Reply { token, result } => {
-                assert!(self.in_flight.remove(&token).is_some(), "one reply for every command");
-                if result.is_ok() {
-                    self.acknowledged(token);
-                }
+            PrimaryOutput::HostRead { op, range, into } => {
+                self.io(true, reactor, op, range, What::HostRead(into));
+            }
+            PrimaryOutput::Reply { token, result } => self.replied(token, result),
+            PrimaryOutput::Event(StripeEvent::DiskFailed(failure)) => {
+                self.with_primary_group(|group, out| group.disk_failed(0, failure, out));
+            }
+            PrimaryOutput::Event(StripeEvent::Filled) => {
+                self.with_primary_group(|group, out| group.filled(0, out));
+            }
+            PrimaryOutput::Event(StripeEvent::FillFailed) => {
+                self.with_primary_group(|group, out| group.replacement_failed(0, None, out));
             }
             PrimaryOutput::Event(StripeEvent::CopyFinished) => {
                 self.with_primary_group(|group, out| group.copied(out));
@@ -346,10 +406,94 @@ impl Pair {
         }
     }
 
+    /// A host's write goes out, to the disk, to the peer, or both.
+    fn launched(&mut self, reactor: usize, op: OpId, range: Range, data: &Data<Bytes>) {
+        let epoch = self.primary[reactor].epoch();
+        let token = self.primary[reactor].token_of(op);
+        if token != 0 && !self.log.iter().any(|entry| entry.token == token) {
+            let data = data.clone();
+            self.log.push(Logged { epoch, range, data, token, acknowledged: false, acknowledged_at: 0 });
+        }
+    }
+
+    fn replied(&mut self, token: Token, result: Result<(), Refusal>) {
+        assert!(self.in_flight.remove(&token).is_some(), "one reply for every command");
+        self.moments += 1;
+        let reading = self.reading.remove(&token);
+        match (result, reading) {
+            (Err(refusal), _) => {
+                self.refused.insert(token, refusal);
+            }
+            (Ok(()), None) => self.acknowledged(token),
+            (Ok(()), Some(reading)) => self.check_read(&reading),
+        }
+    }
+
+    /// A read returns the last acknowledged or an in-flight write.
+    fn check_read(&self, reading: &Reading) {
+        for (at, &found) in reading.into.to_vec().iter().enumerate() {
+            let lba = reading.range.lba + at as u64;
+            let mut allowed = vec![self.base[lba as usize]];
+            for entry in self.log.iter().filter(|entry| entry.range.overlaps(Range::new(lba, 1))) {
+                if entry.acknowledged && entry.acknowledged_at <= reading.since {
+                    allowed.clear();
+                }
+                allowed.push(byte_of(entry, lba));
+            }
+            assert!(allowed.contains(&found), "block {lba} reads {found:#x}, allowed {allowed:x?}");
+        }
+    }
+
+    /// A host's read that arrives at this reactor.
+    pub fn read(&mut self, reactor: usize, lba: u64, blocks: u32) {
+        self.tokens += 1;
+        let (token, range, into) = (self.tokens, Range::new(lba, blocks), bytes(0xEE, blocks));
+        self.reading.insert(token, Reading { range, into: into.clone(), since: self.moments });
+        self.in_flight.insert(token, self.newest_acknowledged);
+        if self.primary[reactor].reads_disk() {
+            self.io(true, reactor, OpId(0), range, What::Direct(token, into));
+        } else {
+            self.ask_owner(token, range, into);
+        }
+    }
+
+    fn ask_owner(&mut self, token: Token, range: Range, into: Bytes) {
+        let command = Command::Read { range, into };
+        self.with_primary(Self::owner(range.lba), |machine, out| machine.submit(token, command, out));
+    }
+
+    /// Writes `byte` if the block has `old` still.
+    pub fn compare_and_write(&mut self, lba: u64, old: u8, byte: u8) -> Token {
+        self.tokens += 1;
+        let (token, range) = (self.tokens, Range::new(lba, 1));
+        self.in_flight.insert(token, self.newest_acknowledged);
+        let (compare, data, scratch) = (bytes(old, 1), bytes(byte, 1), bytes(0, 1));
+        let command = Command::CompareAndWrite { range, compare, data, scratch, fua: false };
+        self.with_primary(Self::owner(lba), |machine, out| machine.submit(token, command, out));
+        token
+    }
+
+    /// Another disk is put below the primary's volume, with what nobody wants.
+    pub fn replace_disk(&mut self, command: u64) {
+        self.disk_round += 1;
+        (self.primary_fails, self.primary_hangs) = (false, false);
+        self.primary_disk.0.fill(0xDD);
+        self.with_primary_group(|group, out| group.disk_attach(command, 0, out));
+    }
+
+    /// Time passes at the primary, for what waits for a peer.
+    pub fn disk_tick(&mut self, patience: u32) {
+        for reactor in 0..REACTORS {
+            self.with_primary(reactor, |machine, out| machine.disk_tick(patience, patience, out));
+        }
+    }
+
     fn acknowledged(&mut self, token: Token) {
+        let now = self.moments;
         for entry in &mut self.log {
             if entry.token == token {
                 entry.acknowledged = true;
+                entry.acknowledged_at = now;
                 self.newest_acknowledged = self.newest_acknowledged.max(entry.epoch);
             }
         }
@@ -375,6 +519,11 @@ impl Pair {
             SecondaryOutput::SubmitFlush { op } => self.io(false, reactor, op, Range::new(0, 0), What::Flush),
             SecondaryOutput::Answer { lane, sequence, answer } => {
                 self.links[usize::from(lane) * REACTORS + reactor].incoming.end(sequence, answer);
+            }
+            SecondaryOutput::ReadData { .. } if !self.connected => {}
+            SecondaryOutput::ReadData { lane, sequence, range, content } => {
+                let link = &mut self.links[usize::from(lane) * REACTORS + reactor];
+                link.read_data.push_back((sequence, range, content));
             }
             SecondaryOutput::Reply { token, result } => {
                 assert!(self.own_replies.insert(token, result).is_none(), "one reply for every command");
@@ -404,7 +553,10 @@ impl Pair {
             // The test mends the link.
             GroupOutput::Reconnect => {}
             GroupOutput::Disconnect => self.cut_link(),
-            GroupOutput::PersistRecord(_, bytes) => {
+            GroupOutput::PersistRecord(record, bytes) => {
+                if primary {
+                    self.pending_records.push_back(record);
+                }
                 self.sizes(primary).pending = bytes[0] / BLOCK_BYTES;
                 self.persists.push_back(primary);
             }
@@ -518,6 +670,7 @@ impl Pair {
         for link in &mut self.links {
             link.data.clear();
             link.answers.clear();
+            link.read_data.clear();
         }
         self.with_primary_group(|group, out| group.disconnected(out));
         self.with_secondary_group(|group, out| group.disconnected(out));
@@ -589,6 +742,13 @@ impl Pair {
             ToStripes::GoAlone => self.with_primary(reactor, |machine, out| machine.go_alone(out)),
             ToStripes::StartCopy { only_dirty } => {
                 self.with_primary(reactor, |machine, out| machine.start_copy(only_dirty, out));
+            }
+            ToStripes::Suspend => self.with_primary(reactor, |machine, out| machine.suspend(out)),
+            ToStripes::KeepDisk => self.with_primary(reactor, |machine, out| machine.keep_disk(out)),
+            ToStripes::Detach { .. } => self.with_primary(reactor, |machine, out| machine.detach(true, out)),
+            ToStripes::Fill { .. } => self.with_primary(reactor, |machine, out| machine.fill(out)),
+            ToStripes::AttachDisk { leans, .. } => {
+                self.with_primary(reactor, |machine, out| machine.attach(true, leans, out));
             }
             ToStripes::PeerRestarted => self.primary[reactor].peer_restarted(),
             ToStripes::Fence => self.with_primary(reactor, |machine, out| machine.fence(out)),
@@ -670,6 +830,15 @@ impl Pair {
         let io = &mut ios[at];
         if io.executed.is_none() {
             io.executed = Some(disk.read(io.range));
+            if primary && (self.primary_fails || io.disk != self.disk_round) {
+                io.failed = true;
+                if let (What::Write(Data::Bytes(data)), true) = (&io.what, io.disk == self.disk_round) {
+                    // A part of it may be there all the same.
+                    let torn = Data::Bytes(data.slice(0, 1));
+                    disk.write(Range::new(io.range.lba, 1), &torn);
+                }
+                return;
+            }
             match &io.what {
                 What::Write(data) => {
                     disk.write(io.range, data);
@@ -683,11 +852,22 @@ impl Pair {
             }
             return;
         }
-        let DiskIo { reactor, op, range, what, executed, .. } = ios.swap_remove(at);
+        let DiskIo { reactor, op, range, what, executed, failed, .. } = ios.swap_remove(at);
+        if failed {
+            return self.failed_here(reactor, op, range, what);
+        }
         let content = executed.unwrap_or(bytes(0, 0));
         match (primary, what) {
             (true, What::Write(_) | What::Flush) => {
                 self.with_primary(reactor, |machine, out| machine.local_done(op, true, out));
+            }
+            (true, What::HostRead(into)) => {
+                into.put(0, &content.to_vec());
+                self.with_primary(reactor, |machine, out| machine.host_read(op, true, out));
+            }
+            (true, What::Direct(token, into)) => {
+                into.put(0, &content.to_vec());
+                self.replied(token, Ok(()));
             }
             (true, What::Compare) => {
                 self.with_primary(reactor, |machine, out| machine.compare_read(op, Some(&content), out));
@@ -717,8 +897,37 @@ impl Pair {
                 into.put(0, &content.to_vec());
                 self.with_secondary(reactor, |machine, out| machine.view_read(op, range, true, None, out));
             }
-            (false, What::Compare | What::Copy) => {}
+            (false, What::Compare | What::Copy | What::HostRead(_) | What::Direct(..)) => {}
         }
+    }
+
+    /// The primary's disk failed something.
+    fn failed_here(&mut self, reactor: usize, op: OpId, range: Range, what: What) {
+        match what {
+            What::Direct(token, into) => self.ask_owner(token, range, into),
+            What::Compare => self.with_primary(reactor, |machine, out| machine.compare_read(op, None, out)),
+            What::Copy => self.with_primary(reactor, |machine, out| machine.copy_read(op, None, out)),
+            What::Verify => self.with_primary(reactor, |machine, out| machine.verify_read(op, None, out)),
+            What::HostRead(_) => {
+                self.with_primary(reactor, |machine, out| machine.host_read(op, false, out));
+            }
+            _ => self.with_primary(reactor, |machine, out| machine.local_done(op, false, out)),
+        }
+    }
+
+    fn link_read_data(&mut self, at: usize) {
+        let Some((sequence, range, content)) = self.links[at].read_data.pop_front() else { return };
+        let mut asked = None;
+        let known = self.links[at].out.ended(sequence, 1, |answered| {
+            if let Answered::Ended(op) = answered {
+                asked = Some(op);
+            }
+        });
+        let op = asked.filter(|_| known).expect("what was asked for");
+        assert_eq!(content.to_vec().len(), range.blocks as usize);
+        let mut sensible = false;
+        self.with_primary(at / REACTORS, |machine, out| sensible = machine.read_data(op, content, out));
+        assert!(sensible, "the primary waits for it");
     }
 
     fn link_data(&mut self, at: usize) {
@@ -764,7 +973,9 @@ impl Pair {
         let mut choices: Vec<(u8, usize)> = Vec::new();
         let all =
             |choices: &mut Vec<(u8, usize)>, kind, count| (0..count).for_each(|at| choices.push((kind, at)));
-        all(&mut choices, 0, self.primary_io.len());
+        (0..self.primary_io.len())
+            .filter(|&at| !self.primary_io[at].hung)
+            .for_each(|at| choices.push((0, at)));
         (0..self.secondary_io.len())
             .filter(|&at| !self.secondary_io[at].hung)
             .for_each(|at| choices.push((1, at)));
@@ -778,6 +989,9 @@ impl Pair {
             }
             if !link.answers.is_empty() {
                 choices.push((4, at));
+            }
+            if !link.read_data.is_empty() {
+                choices.push((15, at));
             }
         }
         for at in 0..REACTORS {
@@ -816,6 +1030,7 @@ impl Pair {
             2 => self.link_data(at),
             3 => self.link_report(at),
             4 => self.link_answer(at),
+            15 => self.link_read_data(at),
             5 => self.order_primary(at),
             6 => self.order_secondary(at),
             7 => {
@@ -855,6 +1070,13 @@ impl Pair {
                     self.with_secondary_group(|group, out| group.persisted(false, out));
                     return true;
                 }
+                let record = if primary { self.pending_records.pop_front() } else { None };
+                if primary && self.failing_primary_records > 0 {
+                    self.failing_primary_records -= 1;
+                    self.with_primary_group(|group, out| group.persisted(false, out));
+                    return true;
+                }
+                self.durable_record = record.unwrap_or(self.durable_record);
                 let sizes = self.sizes(primary);
                 sizes.recorded = sizes.pending;
                 if primary {
@@ -911,6 +1133,12 @@ impl Pair {
     /// Whether the secondary's disk holds a write.
     pub fn is_hung(&self) -> bool {
         self.secondary_io.iter().any(|io| io.hung && matches!(io.what, What::Write(_)))
+    }
+
+    /// The primary's disks give back what they held.
+    pub fn heal_primary(&mut self) {
+        self.primary_hangs = false;
+        self.primary_io.iter_mut().for_each(|io| io.hung = false);
     }
 
     /// Disks give back what they held.
@@ -1006,10 +1234,7 @@ impl Pair {
         for lba in 0..self.primary_sizes.volume {
             let mut allowed = vec![self.base[lba as usize]];
             for entry in self.log.iter().filter(|entry| entry.range.overlaps(Range::new(lba, 1))) {
-                let byte = match &entry.data {
-                    Data::Bytes(bytes) => bytes.to_vec()[(lba - entry.range.lba) as usize],
-                    Data::Zeroes => 0,
-                };
+                let byte = byte_of(entry, lba);
                 if entry.acknowledged {
                     allowed.clear();
                 }

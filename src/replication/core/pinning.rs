@@ -94,6 +94,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             self.start(id, out);
         }
         self.give_up_comparisons(is_hung, out);
+        self.hurry_peer_reads(is_hung, out);
         // Memory comes back after what freed it: in steps, and from the buffers of other machines.
         if !self.short_of_room.is_empty() && self.maps.fullness() < ROOM_PERCENT {
             self.room(out);

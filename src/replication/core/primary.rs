@@ -10,6 +10,7 @@
 use super::super::{Epoch, Generation};
 use super::behind::Watch;
 use super::copying::Copying;
+use super::detached::Detached;
 use super::dirty::DirtyMap;
 use super::mutation::{Mutation, active};
 use super::range_lock::{LockId, RangeLock};
@@ -32,6 +33,7 @@ pub struct PrimaryConfig {
     pub geometry: Geometry,
     pub ack: AckMode,
     pub on_link_loss: OnLinkLoss,
+    pub on_disk_failure: OnDiskFailure,
     /// This machine's part of [`LAG_BYTES`].
     pub lag_limit_bytes: u64,
 }
@@ -56,6 +58,12 @@ pub enum PrimaryOutput<P> {
         range: Range,
         into: P,
     },
+    /// Reads for a host; comes back by [`PrimaryStripes::host_read`].
+    HostRead {
+        op: OpId,
+        range: Range,
+        into: P,
+    },
     /// Reads the source of a full sync; comes back by [`PrimaryStripes::copy_read`].
     CopyRead {
         op: OpId,
@@ -76,7 +84,8 @@ pub enum PrimaryOutput<P> {
     SubmitFlush {
         op: OpId,
     },
-    /// Goes to the peer; comes back by [`PrimaryStripes::received`] and [`PrimaryStripes::applied`].
+    /// Goes to the peer; comes back by [`PrimaryStripes::received`] and [`PrimaryStripes::applied`], or by
+    /// [`PrimaryStripes::read_data`].
     Send {
         op: OpId,
         lane: Lane,
@@ -113,6 +122,20 @@ pub(super) enum Kind<P> {
         source: Source<P>,
         round: u32,
     },
+    /// Not from the disk below, or that failed it.
+    Read {
+        range: Range,
+        into: P,
+    },
+    /// Copies from the peer to the replacement of the disk below.
+    Fill {
+        range: Range,
+        round: u32,
+    },
+    /// Makes durable what was filled.
+    FillFlush {
+        round: u32,
+    },
     /// Compares the disks; takes its place among the writes as a copy does.
     Verify {
         range: Range,
@@ -139,6 +162,8 @@ pub(super) enum Local {
     Waiting,
     Submitted,
     Done,
+    /// The disk failed it; the group decides whether that counts.
+    Failing,
     Failed,
 }
 
@@ -162,6 +187,8 @@ pub(super) struct Op<P> {
     order: u64,
     /// When it came.
     pub since: u32,
+    /// When it came, or else was launched, as the disk is watched.
+    pub asked: u32,
     lock: Option<LockId>,
     pub local: Local,
     pub peer: Peer,
@@ -171,20 +198,25 @@ pub(super) struct Op<P> {
 }
 
 impl<P> Op<P> {
-    fn range(&self) -> Range {
+    pub(super) fn range(&self) -> Range {
         match self.kind {
             Kind::Write { range, .. }
             | Kind::Compare { range, .. }
             | Kind::Copy { range, .. }
+            | Kind::Read { range, .. }
+            | Kind::Fill { range, .. }
             | Kind::Verify { range, .. } => range,
-            Kind::Flush { .. } => Range::new(0, 0),
+            Kind::Flush { .. } | Kind::FillFlush { .. } => Range::new(0, 0),
         }
     }
 
     /// What it brings the peer's disk.
     fn payload_bytes(&self, block_bytes: u32) -> u32 {
         match self.kind {
-            Kind::Verify { .. } | Kind::Copy { source: Source::Digest(_), .. } => 0,
+            Kind::Verify { .. }
+            | Kind::Read { .. }
+            | Kind::Fill { .. }
+            | Kind::Copy { source: Source::Digest(_), .. } => 0,
             _ => self.range().blocks * block_bytes,
         }
     }
@@ -204,7 +236,7 @@ pub(super) enum Link {
 
 /// Whether launching is allowed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Gate {
+pub(super) enum Gate {
     Open,
     Frozen,
     Fenced,
@@ -226,17 +258,17 @@ pub struct PrimaryStripes<P> {
     pub(super) blocks: u64,
     pub(super) ops: Table<Op<P>>,
     lock: RangeLock<OpId>,
-    lanes: u16,
+    pub(super) lanes: u16,
     lag_bytes: u64,
-    lag_ops: u64,
+    pub(super) lag_ops: u64,
     /// Done but for the peer's lag, in the order in which they are acknowledged when it has caught up.
     lagging: VecDeque<OpId>,
     pub(super) link: Link,
-    gate: Gate,
+    pub(super) gate: Gate,
     alone: Alone,
     /// A connection to the peer takes no more for now.
-    congested: bool,
-    epoch: Epoch,
+    pub(super) congested: bool,
+    pub(super) epoch: Epoch,
     pub(super) dirty: DirtyMap,
     unsettled: Unsettled,
     /// Granted, but the gate was shut or the link is down and writes wait for it.
@@ -255,6 +287,7 @@ pub struct PrimaryStripes<P> {
     pub(super) allowance: Option<i64>,
     pub(super) verifying: Verifying,
     pub(super) watch: Watch,
+    pub(super) detached: Detached,
     order: u64,
 }
 
@@ -286,6 +319,7 @@ impl<P: Payload> PrimaryStripes<P> {
             allowance: None,
             verifying: Verifying::default(),
             watch: Watch::default(),
+            detached: Detached::default(),
             order: 0,
         }
     }
@@ -313,7 +347,7 @@ impl<P: Payload> PrimaryStripes<P> {
         self.ops.get(id).map_or(0, |op| op.token)
     }
 
-    /// A host's command. Reads need no machine: they go to the disk as they are, unless the node is fenced.
+    /// A host's command. Reads need no machine, unless the disk below failed them or is gone: they go to it as they are.
     pub fn submit(&mut self, token: Token, command: Command<P>, out: &mut Vec<PrimaryOutput<P>>) {
         let kind = match command {
             Command::Write { range, data, fua } => Kind::Write { range, data, fua },
@@ -321,9 +355,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 Kind::Compare { range, compare, data, scratch, fua }
             }
             Command::Flush => Kind::Flush { round: 0 },
-            Command::Read { .. } => {
-                return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::OutOfRange) });
-            }
+            Command::Read { range, into } => Kind::Read { range, into },
         };
         if self.gate == Gate::Fenced {
             return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::Fenced) });
@@ -333,6 +365,7 @@ impl<P: Payload> PrimaryStripes<P> {
             token,
             order: self.order,
             since: self.watch.tick,
+            asked: self.detached.now(),
             lock: None,
             local: Local::Waiting,
             peer: Peer::NotSent,
@@ -344,6 +377,9 @@ impl<P: Payload> PrimaryStripes<P> {
         let whole = range.blocks == 0 || range.end() <= self.config.geometry.blocks;
         if !whole || (range.blocks == 0 && !matches!(op.kind, Kind::Flush { .. })) {
             return out.push(PrimaryOutput::Reply { token, result: Err(Refusal::OutOfRange) });
+        }
+        if matches!(op.kind, Kind::Read { .. }) {
+            return self.enter_read(op, out);
         }
         self.enter(op, out);
     }
@@ -373,6 +409,7 @@ impl<P: Payload> PrimaryStripes<P> {
     fn shut(&self) -> bool {
         self.gate == Gate::Frozen
             || self.congested
+            || self.launches_wait()
             || (self.link == Link::Down { lost: true } && self.config.on_link_loss == OnLinkLoss::Block)
             || (matches!(self.link, Link::Down { .. }) && self.alone != Alone::Yes)
     }
@@ -380,6 +417,7 @@ impl<P: Payload> PrimaryStripes<P> {
     /// Somebody waits to go on without the peer.
     fn ask_to_go_alone(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         let blocks = self.link == Link::Down { lost: true } && self.config.on_link_loss == OnLinkLoss::Block;
+        let blocks = blocks || self.detached.needs_peer();
         if matches!(self.link, Link::Down { .. }) && self.alone == Alone::No && !blocks {
             self.alone = Alone::Asked;
             out.push(PrimaryOutput::Event(StripeEvent::WantsAlone));
@@ -402,9 +440,12 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// The operation holds its range.
-    fn granted(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn granted(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
         let Some(op) = self.ops.get(id) else { return };
         match &op.kind {
+            Kind::Compare { .. } if !self.reads_disk() => self.read_there(id, out),
+            Kind::Fill { round, .. } => self.fill_granted(id, *round, out),
+            Kind::Read { .. } => {}
             Kind::Compare { range, scratch, .. } => {
                 out.push(PrimaryOutput::CompareRead { op: id, range: *range, into: scratch.clone() });
             }
@@ -421,7 +462,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 out.push(PrimaryOutput::CopyRead { op: id, range });
             }
             Kind::Verify { range, .. } => out.push(PrimaryOutput::VerifyRead { op: id, range: *range }),
-            Kind::Write { .. } | Kind::Flush { .. } => self.launch(id, out),
+            Kind::Write { .. } | Kind::Flush { .. } | Kind::FillFlush { .. } => self.launch(id, out),
         }
     }
 
@@ -434,8 +475,13 @@ impl<P: Payload> PrimaryStripes<P> {
             self.parked.push_back(id);
             return self.ask_to_go_alone(out);
         }
+        let (writes, flushes) = (self.detached.takes_writes(), self.detached.takes_flushes());
+        let now = self.detached.now();
         let Some(op) = self.ops.get_mut(id) else { return };
+        op.asked = now;
         match &op.kind {
+            Kind::Write { .. } | Kind::Compare { .. } if !writes => op.local = Local::Done,
+            Kind::Flush { .. } if !flushes => op.local = Local::Done,
             Kind::Write { range, data, fua } => {
                 op.local = Local::Submitted;
                 out.push(PrimaryOutput::SubmitWrite { op: id, range: *range, data: data.clone(), fua: *fua });
@@ -449,9 +495,19 @@ impl<P: Payload> PrimaryStripes<P> {
                 op.local = Local::Submitted;
                 out.push(PrimaryOutput::SubmitFlush { op: id });
             }
-            Kind::Copy { .. } | Kind::Verify { .. } => op.local = Local::Done,
+            Kind::FillFlush { .. } => {
+                op.local = Local::Submitted;
+                return out.push(PrimaryOutput::SubmitFlush { op: id });
+            }
+            Kind::Copy { .. } | Kind::Verify { .. } | Kind::Read { .. } | Kind::Fill { .. } => {
+                op.local = Local::Done;
+            }
         }
         self.forward(id, out);
+        if !writes {
+            // The lane keeps the order from here on.
+            self.unlock(id, out);
+        }
     }
 
     /// Sends the operation to the peer, or marks what the peer will lack.
@@ -480,12 +536,14 @@ impl<P: Payload> PrimaryStripes<P> {
                 ForwardBody::Verify { range: *range, digest: *digest }
             }
             Kind::Copy { source: Source::Unread { .. }, .. } | Kind::Verify { digest: None, .. } => return,
+            Kind::Read { .. } | Kind::Fill { .. } | Kind::FillFlush { .. } => return,
             Kind::Flush { .. } => ForwardBody::Flush,
         };
         match &mut op.kind {
             Kind::Flush { round } => *round = self.unsettled.flush(),
             Kind::Verify { .. } | Kind::Copy { source: Source::Digest(_), .. } => {}
             Kind::Write { .. } | Kind::Compare { .. } | Kind::Copy { .. } => self.unsettled.sent(range),
+            _ => {}
         }
         let lanes = match op.kind {
             Kind::Flush { .. } => 0..self.lanes,
@@ -507,20 +565,22 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// The old content for a compare; `None` when reading failed.
     pub fn compare_read(&mut self, id: OpId, content: Option<&P>, out: &mut Vec<PrimaryOutput<P>>) {
-        let Some(op) = self.ops.get_mut(id) else { return };
+        let Some(op) = self.ops.get(id) else { return };
         let Kind::Compare { compare, .. } = &op.kind else { return };
         if op.local != Local::Waiting {
             return;
         }
-        let refusal = match content {
-            None => {
-                out.push(PrimaryOutput::Event(StripeEvent::DiskFailed(DiskFailure::Read)));
-                Refusal::Disk
-            }
-            Some(content) if !content.equals(compare) => Refusal::Miscompare,
-            Some(_) => return self.launch(id, out),
+        let equal = content.map(|content| content.equals(compare));
+        let refusal = match equal {
+            Some(true) => return self.launch(id, out),
+            Some(false) => Refusal::Miscompare,
+            None if !self.detached.is_attached() => return self.read_there(id, out),
+            None if self.disk_failed(id, DiskFailure::Read, out) => return,
+            None => Refusal::Disk,
         };
-        op.local = Local::Done;
+        if let Some(op) = self.ops.get_mut(id) {
+            op.local = Local::Done;
+        }
         self.reply(id, Err(refusal), out);
         self.unlock(id, out);
         self.finish(id);
@@ -528,7 +588,7 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// What the peer may lack; of what lies behind the volume's end it lacks everything anyhow.
     pub(super) fn mark(&mut self, range: Range, is_copy: bool) {
-        if !is_copy || range.lba < self.blocks {
+        if self.detached.is_attached() && (!is_copy || range.lba < self.blocks) {
             self.dirty.mark(range);
         }
     }
@@ -537,7 +597,7 @@ impl<P: Payload> PrimaryStripes<P> {
     fn mark_lacking(&mut self, id: OpId) {
         let Some(op) = self.ops.get(id) else { return };
         let (range, is_copy) = (op.range(), matches!(op.kind, Kind::Copy { .. }));
-        if !matches!(op.kind, Kind::Verify { .. }) {
+        if !matches!(op.kind, Kind::Verify { .. } | Kind::Read { .. }) {
             self.mark(range, is_copy);
         }
     }
@@ -548,15 +608,18 @@ impl<P: Payload> PrimaryStripes<P> {
         if op.local != Local::Submitted {
             return;
         }
-        let range = op.range();
         let ok = ok || active(Mutation::AckLocalErrors);
-        op.local = if ok { Local::Done } else { Local::Failed };
+        if matches!(op.kind, Kind::Fill { .. } | Kind::FillFlush { .. }) {
+            return self.filled_here(id, ok, out);
+        }
+        op.local = Local::Done;
         if !ok {
-            if range.blocks > 0 {
-                self.dirty.mark(range);
+            let failure = if op.range().blocks > 0 { DiskFailure::Write } else { DiskFailure::Flush };
+            match () {
+                () if self.is_filling() => self.replacement_failed(failure, out),
+                () if !self.detached.takes_writes() || self.disk_failed(id, failure, out) => {}
+                () => return self.fail_here(id, out),
             }
-            let failure = if range.blocks > 0 { DiskFailure::Write } else { DiskFailure::Flush };
-            out.push(PrimaryOutput::Event(StripeEvent::DiskFailed(failure)));
         }
         self.unlock(id, out);
         self.settle(id, out);
@@ -571,13 +634,16 @@ impl<P: Payload> PrimaryStripes<P> {
         }
     }
 
-    fn reply(&mut self, id: OpId, result: Result<(), Refusal>, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn reply(&mut self, id: OpId, result: Result<(), Refusal>, out: &mut Vec<PrimaryOutput<P>>) {
         let Some(op) = self.ops.get_mut(id) else { return };
         if op.replied {
             return;
         }
         op.replied = true;
-        if matches!(op.kind, Kind::Copy { .. } | Kind::Verify { .. }) {
+        if matches!(
+            op.kind,
+            Kind::Copy { .. } | Kind::Verify { .. } | Kind::Fill { .. } | Kind::FillFlush { .. }
+        ) {
             return;
         }
         let result = if self.gate == Gate::Fenced { Err(Refusal::Fenced) } else { result };
@@ -593,11 +659,14 @@ impl<P: Payload> PrimaryStripes<P> {
     /// Replies if the acknowledgement mode allows, and forgets what has ended on both sides.
     pub(super) fn settle(&mut self, id: OpId, out: &mut Vec<PrimaryOutput<P>>) {
         let behind = self.is_behind();
+        let (needs_peer, gone) = (self.detached.needs_peer(), !self.detached.takes_writes());
         let Some(op) = self.ops.get_mut(id) else { return };
         let result = match (op.local, op.peer) {
-            (Local::Waiting | Local::Submitted, _) => None,
+            (Local::Submitted, Peer::Applied) if gone => Some(Ok(())),
+            (Local::Waiting | Local::Submitted | Local::Failing, _) => None,
             (Local::Failed, _) => Some(Err(Refusal::Disk)),
             (Local::Done, Peer::NotSent | Peer::Applied) => Some(Ok(())),
+            (Local::Done, _) if needs_peer => None,
             (Local::Done, Peer::Sent { unreceived, .. }) => match self.config.ack {
                 AckMode::Applied if unreceived > 0 || !active(Mutation::AckAppliedOnReceipt) => None,
                 AckMode::Received if unreceived > 0 && !active(Mutation::AckReceivedAtOnce) => None,
@@ -625,7 +694,7 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// The peer came nearer: acknowledges what its lag held back, as far as it goes.
-    fn catch_up(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn catch_up(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         while let Some(&id) = self.lagging.front() {
             let waits = self.ops.get(id).is_some_and(|op| !op.replied);
             if waits && self.is_behind() {
@@ -663,6 +732,10 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// The peer has compared a range. `false` if that is not what it was sent.
     pub fn compared(&mut self, id: OpId, verdict: Verdict, out: &mut Vec<PrimaryOutput<P>>) -> bool {
+        if self.awaits_data(id) {
+            self.read_failed_there(id, out);
+            return matches!(verdict, Verdict::Unreadable | Verdict::Hung);
+        }
         let known = self.ops.get(id).is_none_or(|op| {
             matches!(op.kind, Kind::Verify { .. } | Kind::Copy { source: Source::Digest(_), .. })
         });
@@ -699,6 +772,7 @@ impl<P: Payload> PrimaryStripes<P> {
             }
             self.settle(id, out);
             self.catch_up(out);
+            self.tell_if_suspended(out);
             if copied.is_some_and(|(_, round, _)| round == self.copy_round) {
                 self.copy_more(out);
             }
@@ -715,7 +789,7 @@ impl<P: Payload> PrimaryStripes<P> {
             Some(Kind::Write { range, .. } | Kind::Compare { range, .. } | Kind::Copy { range, .. }) => {
                 self.unsettled.held(*range);
             }
-            Some(Kind::Verify { .. }) | None => {}
+            _ => {}
         }
         self.applied(id, out);
     }
@@ -743,12 +817,13 @@ impl<P: Payload> PrimaryStripes<P> {
     pub fn go_on(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         self.congested = false;
         self.unpark(out);
+        self.read_more(out);
     }
 
     /// The peer could not do what it was sent. What is unanswered becomes dirty when the group drops the link, which
     /// is what it does with this event.
     pub fn peer_refused(&mut self, range: Range, refusal: PeerRefusal, out: &mut Vec<PrimaryOutput<P>>) {
-        self.dirty.mark(range);
+        self.mark(range, false);
         if range.blocks == 0 && refusal == PeerRefusal::DiskWrite {
             out.push(PrimaryOutput::Event(StripeEvent::PeerFlushFailed));
         }
@@ -768,7 +843,7 @@ impl<P: Payload> PrimaryStripes<P> {
 
     /// What is in flight adopts a changed option: a weaker mode releases at once, a stronger one holds what has not
     /// been acknowledged yet.
-    fn settle_all(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn settle_all(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         for id in self.in_order(|_| true) {
             self.settle(id, out);
         }
@@ -781,7 +856,7 @@ impl<P: Payload> PrimaryStripes<P> {
         ids.into_iter().map(|(_, id)| id).collect()
     }
 
-    fn unpark(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn unpark(&mut self, out: &mut Vec<PrimaryOutput<P>>) {
         while !self.shut()
             && let Some(id) = self.parked.pop_front()
         {
@@ -802,7 +877,7 @@ impl<P: Payload> PrimaryStripes<P> {
     }
 
     /// Ends an operation that was never launched.
-    fn refuse(&mut self, id: OpId, refusal: Refusal, out: &mut Vec<PrimaryOutput<P>>) {
+    pub(super) fn refuse(&mut self, id: OpId, refusal: Refusal, out: &mut Vec<PrimaryOutput<P>>) {
         if let Some(op) = self.ops.get_mut(id) {
             op.local = Local::Failed;
         }
@@ -822,6 +897,7 @@ impl<P: Payload> PrimaryStripes<P> {
             self.forward(id, out);
         }
         self.unpark(out);
+        self.read_more(out);
     }
 
     /// The connections are gone: what the peer had not confirmed is dirty.
@@ -840,6 +916,7 @@ impl<P: Payload> PrimaryStripes<P> {
                 self.mark(range, true);
             }
         }
+        self.reads_lost(out);
         let lost = self.in_order(|op| matches!(op.peer, Peer::Sent { .. }));
         for &id in &lost {
             if let Some(op) = self.ops.get_mut(id) {
@@ -915,6 +992,7 @@ impl<P: Payload> PrimaryStripes<P> {
             token: 0,
             order: self.order,
             since: self.watch.tick,
+            asked: self.detached.now(),
             lock: None,
             local: Local::Waiting,
             peer: Peer::NotSent,

@@ -19,7 +19,13 @@ impl Bench {
     fn with(ack: AckMode, on_link_loss: OnLinkLoss, block_bytes: u32, lag_limit_bytes: u64) -> Bench {
         let geometry = Geometry { blocks: 2048, block_bytes, granule_blocks: 1, owners: 1, owner: 0 };
         let mut bench = Bench {
-            machine: PrimaryStripes::new(PrimaryConfig { geometry, ack, on_link_loss, lag_limit_bytes }),
+            machine: PrimaryStripes::new(PrimaryConfig {
+                geometry,
+                ack,
+                on_link_loss,
+                on_disk_failure: OnDiskFailure::Report,
+                lag_limit_bytes,
+            }),
             out: Vec::new(),
         };
         bench.up(1, Epoch(1));

@@ -12,6 +12,7 @@ use super::journaling::Journaling;
 use super::maps::{BufferFull, GranuleMaps};
 use super::mutation::{Mutation, active};
 use super::past::Past;
+use super::peer_read::PeerRead;
 use super::pinning::{Progress, Room};
 use super::range_lock::{LockId, RangeLock};
 use super::table::{OpId, Table};
@@ -92,6 +93,13 @@ pub enum SecondaryOutput<P> {
         lane: Lane,
         sequence: Sequence,
         answer: Answer,
+    },
+    /// To the primary: what it wants to read.
+    ReadData {
+        lane: Lane,
+        sequence: Sequence,
+        range: Range,
+        content: P,
     },
     /// To the secondary's own host.
     Reply {
@@ -181,6 +189,7 @@ pub(super) enum Op<P> {
         lock: LockId,
     },
     Verify(Comparison),
+    PeerRead(PeerRead),
     /// The flush of what is being prepared.
     Flush,
     /// Makes durable what was drained.
@@ -380,6 +389,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
             Op::Forwarded(write) => write.answered = true,
             Op::Barrier(barrier) if barrier.waiting > 0 => unsubmitted.push(id),
             Op::Verify(comparison) => comparison.answered = true,
+            Op::PeerRead(read) => read.answered = true,
             _ => {}
         });
         for id in unsubmitted {
@@ -408,7 +418,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Some(PeerRefusal::OldGeneration)
             }
             _ if forward.epoch <= self.committed => Some(PeerRefusal::Protocol),
-            ForwardBody::Write { range, .. } | ForwardBody::Verify { range, .. }
+            ForwardBody::Write { range, .. }
+            | ForwardBody::Verify { range, .. }
+            | ForwardBody::Read { range }
                 if !self.may_write(*range) =>
             {
                 Some(PeerRefusal::Protocol)
@@ -457,6 +469,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 }
             }
             ForwardBody::Verify { range, digest } => self.compare(lane, sequence, range, digest, out),
+            ForwardBody::Read { range } => self.read_for_peer(lane, sequence, range, out),
             ForwardBody::Flush => {
                 let waiting = self.ops.iter().filter(|(_, op)| is_unanswered(op, None)).count() as u32;
                 let barrier = Barrier { lane, sequence, order, waiting, since: self.tick };
@@ -828,6 +841,7 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
                 Some(Op::Forwarded(_)) => self.start(id, out),
                 Some(Op::Own(_)) => self.own_granted(id, out),
                 Some(Op::Verify(_)) => self.comparison_granted(id, out),
+                Some(Op::PeerRead(_)) => self.peer_read_granted(id, out),
                 _ => {}
             }
         }

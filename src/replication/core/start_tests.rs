@@ -10,6 +10,7 @@ fn group() -> PrimaryGroup {
         reactors: 1,
         checkpoint_timeout_ms: 1000,
         checkpoint_interval_ms: 0,
+        on_disk_failure: OnDiskFailure::Report,
         begin_timeout_ms: 700,
     };
     PrimaryGroup::new(config, GroupRecord { generation: Generation(1), ..GroupRecord::default() }, &[])
@@ -229,6 +230,7 @@ fn what_a_lost_session_had_copied_does_not_count_for_the_next() {
         reactors: 1,
         checkpoint_timeout_ms: 1000,
         checkpoint_interval_ms: 0,
+        on_disk_failure: OnDiskFailure::Report,
         begin_timeout_ms: 700,
     };
     let size = VolumeSize { volume_bytes: 1 << 20, disk_bytes: 1 << 20 };

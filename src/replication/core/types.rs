@@ -186,11 +186,22 @@ pub enum OnLinkLoss {
     Block,
 }
 
+/// What a primary does when its own disk fails something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDiskFailure {
+    /// The host has the error.
+    Report,
+    /// Goes on through the peer, if that has everything.
+    Detach,
+}
+
 /// How a host's command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the disk under the volume failed the command")]
     Disk,
+    #[error("this node's disk is detached, and the peer, which has the data, is not there")]
+    NoDisk,
     #[error("the compared data differ")]
     Miscompare,
     #[error("a newer generation took over; this node no longer acknowledges writes")]
@@ -252,6 +263,8 @@ pub enum ForwardBody<P> {
     /// What the primary's disk has in the range after all writes that came before on the lane, to be compared with the
     /// secondary's disk at the same point.
     Verify { range: Range, digest: Digest },
+    /// The content of the secondary's disk after all writes that came before on the lane is to be sent back.
+    Read { range: Range },
 }
 
 /// How a request to the journal ended.
@@ -309,11 +322,28 @@ pub enum DiskFailure {
         "this node's disk failed a read: its host has the error. Make the disk work, or fail over to the secondary"
     )]
     Read,
+    #[error(
+        "this node's disk does not answer: a write or flush has been there for too long, and its host waits. Make the disk work, \
+         or fail over to the secondary"
+    )]
+    Hung,
     /// Of a secondary.
     #[error(
         "{0}; nothing is applied until the next session: make the disk work, the primary tries again by itself"
     )]
     Follower(PeerRefusal),
+}
+
+impl DiskFailure {
+    /// What it was that failed.
+    pub fn what(self) -> &'static str {
+        match self {
+            DiskFailure::Write | DiskFailure::Follower(_) => "a write",
+            DiskFailure::Flush => "a flush",
+            DiskFailure::Read => "a read",
+            DiskFailure::Hung => "to answer",
+        }
+    }
 }
 
 /// What a stripe machine has to tell beside its replies.
@@ -322,8 +352,15 @@ pub enum StripeEvent {
     /// A write waits to be acknowledged, or launched, without the peer: [`ToStripes::GoAlone`](super::group::ToStripes)
     /// is the answer.
     WantsAlone,
-    /// The local disk failed something. A range that the disks may differ in is dirty.
+    /// The local disk failed something. What the disks may differ in is dirty, unless the group is to decide whether it
+    /// goes on without the disk: then the command waits for that.
     DiskFailed(DiskFailure),
+    /// Nothing is launched here, and the peer has everything that ever was; or it has not.
+    Suspended { has_all: bool },
+    /// Everything this machine owns is on the replacement of the disk, durably.
+    Filled,
+    /// The peer could not read what is to be on the replacement.
+    FillFailed,
     /// The peer failed a write: the range is dirty and the peer no longer follows.
     PeerFailed(PeerRefusal),
     /// The peer's disk failed a flush: what it acknowledged before may be gone, and nobody knows what of it.

@@ -72,6 +72,9 @@ impl<P: Payload, M: GranuleMaps<P>> SecondaryStripes<P, M> {
 
     /// What the disk has; `None` when reading failed.
     pub fn verify_read(&mut self, id: OpId, content: Option<&P>, out: &mut Vec<SecondaryOutput<P>>) {
+        if matches!(self.ops.get(id), Some(Op::PeerRead(_))) {
+            return self.peer_has_read(id, content, out);
+        }
         let Some(comparison) = self.comparison(id) else { return };
         if !comparison.answered {
             let verdict = match content {

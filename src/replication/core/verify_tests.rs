@@ -202,6 +202,7 @@ fn primary() -> PrimaryStripes<Bytes> {
     let mut machine = PrimaryStripes::new(PrimaryConfig {
         geometry,
         ack: AckMode::Applied,
+        on_disk_failure: OnDiskFailure::Report,
         on_link_loss: OnLinkLoss::Continue,
         lag_limit_bytes: LAG_BYTES,
     });

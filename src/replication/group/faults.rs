@@ -23,8 +23,7 @@ pub(super) struct Faults([Option<String>; KINDS]);
 impl Faults {
     /// What an operator is told, with what else is wrong, most of all with the link.
     pub fn with(&self, other: Option<String>) -> Option<String> {
-        let all: Vec<String> = self.0.iter().flatten().cloned().chain(other).collect();
-        (!all.is_empty()).then(|| all.join("; "))
+        joined(self.0.iter().cloned().chain([other]))
     }
 
     /// False if that is known already: it is not told again.
@@ -43,6 +42,12 @@ impl Faults {
     pub fn clear_all(&mut self) {
         *self = Faults::default();
     }
+}
+
+/// All that is wrong, in one text.
+pub(super) fn joined(texts: impl IntoIterator<Item = Option<String>>) -> Option<String> {
+    let all: Vec<String> = texts.into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 #[cfg(test)]

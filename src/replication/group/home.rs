@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -18,10 +18,11 @@ use super::dial::Dial;
 use super::faults::{Fault, Faults};
 use super::history::Export;
 use super::options::*;
+use super::sizes::Watch;
 use super::split_brain::{Parting, SplitBrainInfo};
 use super::verify::VerifyReport;
 use super::{HOME, orders};
-use crate::bdev::{Access, Bdev, WatchId};
+use crate::bdev::{Access, Bdev};
 use crate::env::{SgList, clock};
 use crate::reactor::{self, Reply, TimerHandler};
 
@@ -64,7 +65,7 @@ pub(super) struct Fixed {
     pub peer_timeout_ms: AtomicU32,
     pub observer: Observer,
     /// On the disks below, while the group exists.
-    pub watches: OnceLock<Vec<WatchId>>,
+    pub watches: Mutex<Vec<Watch>>,
     /// The last committed epoch, for reactors that join late.
     pub committed: AtomicU64,
     /// The generation in which this node took over as a secondary; 0: it did not.
@@ -171,6 +172,8 @@ pub(super) struct Home {
     heartbeats: Cell<u64>,
     /// When the copy that runs began.
     syncing_since_ns: Cell<u64>,
+    /// When the replacement of a disk that is being filled began to be.
+    pub filling_since_ns: Cell<u64>,
     drains: RefCell<HashMap<usize, usize>>,
     this: Weak<Home>,
     deleted: Cell<bool>,
@@ -206,6 +209,7 @@ impl Home {
             dirty_bytes: Cell::new(0),
             heartbeats: Cell::new(0),
             syncing_since_ns: Cell::new(0),
+            filling_since_ns: Cell::new(0),
             drains: RefCell::default(),
             this: this.clone(),
             deleted: Cell::new(false),
@@ -381,6 +385,10 @@ impl Home {
             GroupEvent::DiskFailed(failure) => {
                 self.fault(Fault::Disk, "replication_disk_failed", failure.to_string());
             }
+            GroupEvent::DiskDetached { .. }
+            | GroupEvent::FillStarted { .. }
+            | GroupEvent::FillFailed { .. }
+            | GroupEvent::DiskAttached { .. } => self.disk_event(event),
             GroupEvent::PeerRecordFailed => self.fault(
                 Fault::Checkpoint,
                 "replication_checkpoint_failed",
@@ -479,6 +487,16 @@ impl Home {
             }
             ShardEvent::Stripe { event: StripeEvent::Extended, volume } => {
                 self.primary(|group, out| group.extended(volume, out));
+            }
+            ShardEvent::Stripe { event: StripeEvent::DiskFailed(failure), volume } => {
+                self.primary(|group, out| group.disk_failed(volume, failure, out));
+                self.secondary(|group, out| group.event(StripeEvent::DiskFailed(failure), out));
+            }
+            ShardEvent::Stripe { event: StripeEvent::Filled, volume } => {
+                self.primary(|group, out| group.filled(volume, out));
+            }
+            ShardEvent::Stripe { event: StripeEvent::FillFailed, volume } => {
+                self.primary(|group, out| group.replacement_failed(volume, None, out));
             }
             ShardEvent::Stripe { event: StripeEvent::Drained, .. } => {
                 if self.all_volumes(&self.drains, reactor) {

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::home::{self, CommandResult, Fixed, Home, Machine, Observer, home_of};
 use super::options::*;
 use super::recover::{Way, recover};
 use super::verify::VerifyInfo;
-use super::{HOME, claim, recorded, sizes};
+use super::{HOME, claim, disks, faults, recorded, sizes};
 use crate::bdev::{Access, Bdev, Registry};
 use crate::reactor::ReactorSet;
 use crate::replication::buffer::Quota;
@@ -41,6 +41,10 @@ pub struct Groups {
     groups: Mutex<BTreeMap<String, Entry>>,
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn primary(role: &RoleOptions) -> Option<&PrimaryOptions> {
     match role {
         RoleOptions::Primary(options) => Some(options),
@@ -64,6 +68,32 @@ impl Groups {
 
     pub(super) fn all_fixed(&self) -> Vec<Arc<Fixed>> {
         self.lock().values().map(|entry| entry.fixed.clone()).collect()
+    }
+
+    pub(super) fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(super) fn reactors(&self) -> &Arc<ReactorSet> {
+        &self.reactors
+    }
+
+    /// A volume has another disk below: a saved configuration names it.
+    pub(super) fn rename_disk(&self, group: &str, volume: usize, bdev: &str) {
+        if let Some(place) =
+            self.lock().get_mut(group).and_then(|entry| entry.options.volumes.get_mut(volume))
+        {
+            place.bdev = bdev.to_string();
+        }
+    }
+
+    pub(super) fn ask_primary(
+        &self,
+        fixed: &Arc<Fixed>,
+        f: impl FnOnce(&mut PrimaryGroup, u64, &mut Vec<GroupOutput>) + Send + 'static,
+    ) -> Result<(), ReplicationError> {
+        self.ask(fixed, SOON, |home, command| home.primary(|group, out| f(group, command, out)))?;
+        Ok(())
     }
 
     pub(super) fn fixed(&self, name: &str) -> Result<Arc<Fixed>, ReplicationError> {
@@ -193,7 +223,7 @@ impl Groups {
             journal,
             peer_timeout_ms: AtomicU32::new(options.peer_timeout_ms),
             observer: self.observer.clone(),
-            watches: OnceLock::new(),
+            watches: Mutex::default(),
             committed: AtomicU64::default(),
             promoted_generation: AtomicU64::default(),
         });
@@ -244,7 +274,7 @@ impl Groups {
         let (serial, volumes) = (fixed.serial, fixed.volumes.clone());
         let shard = move || Shard::create(serial, &volumes, home::shard_listener(serial)).map(|_| ());
         self.reactors.call_all(SOON, shard)?.into_iter().collect::<Result<(), _>>()?;
-        let _ = fixed.watches.set(sizes::watch(fixed, &self.reactors));
+        *lock(&fixed.watches) = sizes::watch(fixed, &self.reactors);
         let shared = fixed.clone();
         let install = move || -> Result<(), ReplicationError> {
             let no_memory =
@@ -291,7 +321,7 @@ impl Groups {
                 tracing::error!("group `{}`: removing `{}`: {error}", fixed.name, bdev.name());
             }
         }
-        sizes::unwatch(fixed, fixed.watches.get().map_or(&[], Vec::as_slice));
+        lock(&fixed.watches).clear();
         let serial = fixed.serial;
         let uninstall = move || {
             if let Some(home) = home_of(serial) {
@@ -328,7 +358,7 @@ impl Groups {
             return Err(crate::bdev::BdevError::Claimed { name, claimant }.into());
         }
         self.tear_down(&fixed);
-        fixed.volumes.iter().for_each(|volume| volume.base.release());
+        fixed.volumes.iter().for_each(|volume| volume.base().release());
         self.lock().remove(name);
         Ok(())
     }
@@ -337,7 +367,7 @@ impl Groups {
     pub fn delete_all(&self) {
         for fixed in self.all_fixed() {
             self.tear_down(&fixed);
-            fixed.volumes.iter().for_each(|volume| volume.base.release());
+            fixed.volumes.iter().for_each(|volume| volume.base().release());
             self.lock().remove(&fixed.name);
         }
     }
@@ -369,6 +399,7 @@ impl Groups {
         if let Some(options) = primary(&fixed.role) {
             let (serial, ack, policy) = (fixed.serial, options.ack, options.on_link_loss);
             let (copies, patience) = (copies(options), options.behind_after_ms);
+            let on_disk_failure = options.on_disk_failure;
             let fresh = self.reactors.call(HOME, SOON, move || {
                 home_of(serial).is_some_and(|home| !home.serving.swap(true, Ordering::Relaxed))
             })?;
@@ -376,7 +407,7 @@ impl Groups {
                 let reactors = fixed.reactors;
                 let serve = move || {
                     if let Some(shard) = shard_of(serial) {
-                        shard.become_primary(ack, policy);
+                        shard.become_primary(ack, policy, on_disk_failure);
                         shard.set_copies(copies, reactors);
                         shard.set_patience(patience);
                     }
@@ -600,14 +631,15 @@ impl Groups {
             };
             let sizes = home.known_peer_disks();
             let (syncing, verify) = (home.syncing_since(), home.verify_info());
-            let progress = (syncing, verify, back, home.split_brain.borrow().clone());
+            let split_brain = home.split_brain.borrow().clone();
+            let progress = (syncing, verify, back, split_brain, home.disk_states());
             Some((state, promoted, newest, home.record(), error, control.is_some(), sent, sizes, progress))
         };
         let (state, is_primary, newest, record, error, connected, control_sent, peer_disks, progress) = self
             .reactors
             .call(HOME, SOON, at_home)?
             .ok_or_else(|| ReplicationError::NotFound(fixed.name.clone()))?;
-        let (since, verify, back, split_brain) = progress;
+        let (since, verify, back, split_brain, (disk_states, filling)) = progress;
         let state = if split_brain.is_some() { "split brain" } else { state };
         let error = split_brain.as_ref().map(|info| info.to_string()).or(error);
         let sum = |f: fn(&ShardUsage) -> u64| usages.iter().map(f).sum::<u64>();
@@ -618,12 +650,14 @@ impl Groups {
         };
         let sync = since.map(progress);
         let peers = peer_disks.into_iter().chain(std::iter::repeat(None));
-        let volumes: Vec<VolumeInfo> =
+        let mut volumes: Vec<VolumeInfo> =
             fixed.bdevs.iter().zip(&fixed.volumes).zip(peers).map(sizes::describe).collect();
+        disks::describe(&mut volumes, &disk_states, sum(|u| u.fill_left_bytes), paused, filling);
         let total: u64 = fixed.bdevs.iter().map(|bdev| bdev.size_bytes()).sum();
         let verify = verify.map(|(info, took)| info.with_progress(took, sum(|u| u.verified_bytes), total));
         let differs = verify.as_ref().and_then(VerifyInfo::complaint);
-        let error = sizes::complaint(&volumes).or(error).or(differs);
+        let error =
+            faults::joined([disks::complaint(&volumes), sizes::complaint(&volumes).or(error)]).or(differs);
         let history = match &options.role {
             RoleOptions::Secondary(s) if s.history_epochs > 0 => {
                 Some(self.describe_history(fixed, s.history_epochs)?)
@@ -729,6 +763,7 @@ fn unnamed_machine(fixed: &Fixed, record: GroupRecord) -> Machine {
                 checkpoint_timeout_ms: options.checkpoint_timeout_ms,
                 checkpoint_interval_ms: options.checkpoint_interval_ms,
                 begin_timeout_ms: milliseconds(BEGIN_TIMEOUT),
+                on_disk_failure: options.on_disk_failure,
             },
             record,
             &sizes,
@@ -773,6 +808,7 @@ mod tests {
             resync_checksum: false,
             resync_paused: false,
             behind_after_ms: None,
+            on_disk_failure: OnDiskFailure::Report,
         }));
         keep(&mut options, changes);
         let peer_timeout_ms = options.peer_timeout_ms;

@@ -6,6 +6,7 @@
 //!   control connection. Orders go to the shards of all reactors (`orders`) as messages, and come back as messages.
 //! * `recorded` decides what a node is by its durable record and its configuration; `recover` leads its disks back to the
 //!   last checkpoint, if there is a journal.
+//! * `disks` tells of disks that failed, and puts replacements below volumes.
 //! * `faults` keeps what an operator is told to be wrong.
 //! * `sizes` brings the sizes of disks and volumes to the machine and from it.
 //! * `dial` is the primary's way to a session, `accept` the secondary's; both end in data connections that are given
@@ -14,6 +15,7 @@
 mod accept;
 mod claim;
 mod dial;
+mod disks;
 mod faults;
 mod history;
 mod home;

@@ -13,7 +13,7 @@ use super::split_brain::SplitBrainInfo;
 use super::verify::VerifyInfo;
 use crate::bdev::BdevError;
 use crate::reactor::CallError;
-use crate::replication::core::{AckMode, GroupError, OnLinkLoss};
+use crate::replication::core::{AckMode, GroupError, OnDiskFailure, OnLinkLoss};
 use crate::replication::journal::{JournalError, JournalOptions, Unrecoverable};
 use crate::replication::link::ListenError;
 use crate::replication::metadata::MetadataError;
@@ -74,6 +74,7 @@ pub struct PrimaryOptions {
     pub behind_after_ms: Option<u32>,
     /// Not a part of the configuration: a node that starts copies.
     pub resync_paused: bool,
+    pub on_disk_failure: OnDiskFailure,
 }
 
 impl PrimaryOptions {
@@ -159,6 +160,10 @@ pub struct VolumeInfo {
     pub base_num_blocks: u64,
     /// A primary knows what the peer's disk has, from its first session on.
     pub peer_base_num_blocks: Option<u64>,
+    /// Of a primary's: `attached`, `detached`, or `filling` a replacement of it.
+    pub disk: &'static str,
+    /// While a replacement is being filled.
+    pub fill: Option<SyncInfo>,
     /// What to do for the volume to grow.
     pub notice: Option<String>,
 }
@@ -266,6 +271,12 @@ pub enum ReplicationError {
     OtherGroup(String),
     #[error("the metadata file {0}: {1}")]
     Record(PathBuf, RecordRefusal),
+    #[error("the group has no volume named `{0}`; replication_get_groups lists those that it has")]
+    NoVolume(String),
+    #[error(
+        "the disk `{0}` failed, and has not given back what it was asked to write: give another one, or wait until it has"
+    )]
+    DiskBusy(String),
     #[error(transparent)]
     Group(#[from] GroupError),
     #[error("{error}: {detail}")]

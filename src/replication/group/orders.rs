@@ -52,6 +52,11 @@ fn carry_out(fixed: &Arc<Fixed>, shard: &Shard, order: ToStripes) {
         }
         ToStripes::VerifyStop => shard.cancel_verify(),
         ToStripes::Fence => shard.fence(),
+        ToStripes::Suspend => shard.suspend(),
+        ToStripes::KeepDisk => shard.keep_disk(),
+        ToStripes::Detach { volume } => shard.detach_disk(volume),
+        ToStripes::Fill { volume } => shard.fill(volume),
+        ToStripes::AttachDisk { volume, leans } => shard.attach_disk(volume, leans),
         ToStripes::PeerRestarted => shard.peer_restarted(),
         ToStripes::SetPatience(patience_ms) => shard.set_patience(patience_ms),
         ToStripes::SetCopies(options) => shard.set_copies(options, fixed.reactors),

@@ -2,8 +2,8 @@
 //!
 //! Invariants. A node that took over serves on, whatever role its configuration names, and a saved configuration that
 //! knows of a promotion makes no group without the record of it. A node that was the primary never becomes a follower
-//! unasked: following, it would be overwritten. One that follows never becomes the primary by a change of its
-//! configuration: that is what a failover is for.
+//! unasked: following, it would be overwritten; one that lost its disk as the primary never serves it again. One that follows
+//! never becomes the primary by a change of its configuration: that is what a failover is for.
 
 use std::sync::Arc;
 
@@ -34,6 +34,11 @@ pub enum RecordRefusal {
          cannot be a primary. Create it as the secondary and copy the volumes to it"
     )]
     Inconsistent(Generation),
+    #[error(
+        "by its record this node was the primary, of generation {0}, when it lost its disk or was filling the replacement of \
+         one: only its peer has what hosts wrote since. Fail over at the peer, then create the group here as its secondary"
+    )]
+    Detached(Generation),
     #[error(
         "the configuration was saved after this node had taken over in generation {0}, and the file does not say so: restore \
          the file; or, to begin anew with volumes that may be overwritten, take 'promoted_generation' out of the \
@@ -127,8 +132,11 @@ fn decide(
     let promoted = match (as_primary, record.role, record.consistent) {
         (true, Secondary, _) => return Err(RecordRefusal::WasSecondary(generation)),
         (true, Promoted, false) => return Err(RecordRefusal::Inconsistent(generation)),
-        (true, Primary | Promoted, _) => false,
-        (false, Primary, _) => return Err(RecordRefusal::WasPrimary(generation)),
+        (true, Primary, false) => return Err(RecordRefusal::Detached(generation)),
+        (true, Primary | Promoted, true) => false,
+        // What it has nobody needs: its disk is worth nothing.
+        (false, Primary, false) => false,
+        (false, Primary, true) => return Err(RecordRefusal::WasPrimary(generation)),
         (false, Promoted, consistent) => consistent,
         (false, Secondary, _) => false,
     };
@@ -194,6 +202,8 @@ mod tests {
         assert_eq!(decided(Promoted, true, false), Ok((true, false)), "it serves on");
         assert_eq!(decided(Promoted, false, false), Ok((false, true)), "it has nothing to serve");
         assert_eq!(decided(Primary, true, false), Err(RecordRefusal::WasPrimary(g)));
+        assert_eq!(decided(Primary, false, true), Err(RecordRefusal::Detached(g)), "its disk is stale");
+        assert_eq!(decided(Primary, false, false), Ok((false, true)), "it may be overwritten");
         let fresh = GroupRecord { generation: Generation(1), ..GroupRecord::default() };
         assert_eq!((decide(None, true, None), decide(None, false, None)), (Ok(fresh), Ok(fresh)));
     }

@@ -14,33 +14,45 @@ use crate::replication::volume::VolumeShared;
 const SOON: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Tells the group's home whenever the disk below one of its volumes changes its size.
-pub(super) fn watch(fixed: &Arc<Fixed>, reactors: &Arc<ReactorSet>) -> Vec<WatchId> {
-    let watch = |(volume, below): (u16, &Arc<VolumeShared>)| {
-        let (serial, reactors) = (fixed.serial, Arc::downgrade(reactors));
-        below.base.watch(move |event| {
-            if event != BdevEvent::Resized {
-                return;
-            }
-            let look = move || {
-                if let Some(home) = home_of(serial) {
-                    home.measure(volume);
-                }
-            };
-            if reactor::in_reactor() {
-                reactor::spawn_call(HOME, look);
-            } else if let Some(reactors) = reactors.upgrade()
-                && let Err(error) = reactors.post(HOME, parcel(look), SOON)
-            {
-                tracing::error!("a replication group was not told of its disk's new size: {error}");
-            }
-        })
-    };
-    (0..).zip(&fixed.volumes).map(watch).collect()
+pub(super) fn watch(fixed: &Arc<Fixed>, reactors: &Arc<ReactorSet>) -> Vec<Watch> {
+    (0..)
+        .zip(&fixed.volumes)
+        .map(|(volume, below)| watch_one(fixed.serial, volume, &below.base(), reactors))
+        .collect()
 }
 
-pub(super) fn unwatch(fixed: &Fixed, watches: &[WatchId]) {
-    for (below, &watch) in fixed.volumes.iter().zip(watches) {
-        below.base.unwatch(watch);
+/// The same for one disk.
+pub(super) fn watch_one(serial: u64, volume: u16, base: &Arc<Bdev>, reactors: &Arc<ReactorSet>) -> Watch {
+    let reactors = Arc::downgrade(reactors);
+    let id = base.watch(move |event| {
+        if event != BdevEvent::Resized {
+            return;
+        }
+        let look = move || {
+            if let Some(home) = home_of(serial) {
+                home.measure(volume);
+            }
+        };
+        if reactor::in_reactor() {
+            reactor::spawn_call(HOME, look);
+        } else if let Some(reactors) = reactors.upgrade()
+            && let Err(error) = reactors.post(HOME, parcel(look), SOON)
+        {
+            tracing::error!("a replication group was not told of its disk's new size: {error}");
+        }
+    });
+    Watch { base: base.clone(), id }
+}
+
+/// On a disk, until it is dropped.
+pub(super) struct Watch {
+    base: Arc<Bdev>,
+    id: WatchId,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.base.unwatch(self.id);
     }
 }
 
@@ -130,12 +142,12 @@ pub(super) fn of(fixed: &Fixed) -> Vec<VolumeSize> {
 /// Refuses to start over a disk that shrank: what it lacks can be neither copied nor followed.
 pub(super) fn check(fixed: &Fixed) -> Result<(), ReplicationError> {
     for below in &fixed.volumes {
-        let (has, needs) = (below.base.num_blocks(), below.num_blocks());
+        let (has, needs) = (below.base().num_blocks(), below.num_blocks());
         if has < needs {
             return Err(ReplicationError::Invalid(format!(
                 "volume `{}` has {needs} blocks, and the disk `{}` only {has}: grow it to what it was",
                 below.name,
-                below.base.name()
+                below.base().name()
             )));
         }
     }
@@ -148,12 +160,14 @@ pub(super) fn describe(
 ) -> VolumeInfo {
     let mut info = VolumeInfo {
         name: bdev.name().to_string(),
-        bdev: below.base.name().to_string(),
+        bdev: below.base().name().to_string(),
         uuid: bdev.uuid(),
         num_blocks: bdev.num_blocks(),
         block_size: bdev.block_size(),
-        base_num_blocks: below.base.num_blocks(),
+        base_num_blocks: below.base().num_blocks(),
         peer_base_num_blocks: peer_disk.map(|bytes| bytes / u64::from(bdev.block_size())),
+        disk: "attached",
+        fill: None,
         notice: None,
     };
     info.notice = notice(&info);

@@ -209,9 +209,10 @@ pub struct Write {
     pub sync_copy: bool,
 }
 
-/// A range to be compared, whose digest is the payload.
+/// A range at its place in the stream of writes: to be compared, with a digest as the payload; to be read; or what was
+/// read of it, with the sequence of the Read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verify {
+pub struct Span {
     pub generation: Generation,
     pub epoch: Epoch,
     pub sequence: Sequence,
@@ -263,7 +264,9 @@ pub enum Message {
     HeartbeatReply(Heartbeat),
     Write(Write),
     Flush(Ordered),
-    Verify(Verify),
+    Verify(Span),
+    Read(Span),
+    ReadData(Span),
     Resize(Ordered),
     Extend(Ordered),
     DiskSize(Ordered),
@@ -301,6 +304,8 @@ impl Message {
             Message::Write(_) => kind::WRITE,
             Message::Flush(_) => kind::FLUSH,
             Message::Verify(_) => kind::VERIFY,
+            Message::Read(_) => kind::READ,
+            Message::ReadData(_) => kind::READ_DATA,
             Message::Resize(_) => kind::RESIZE,
             Message::Extend(_) => kind::EXTEND,
             Message::DiskSize(_) => kind::DISK_SIZE,
@@ -389,7 +394,7 @@ impl Message {
                 volume: U16::new(w.volume),
                 reserved: [0; 10],
             }),
-            Message::Verify(v) => zerocopy::transmute!(RawWrite {
+            Message::Verify(v) | Message::Read(v) | Message::ReadData(v) => zerocopy::transmute!(RawWrite {
                 generation: U64::new(v.generation.0),
                 epoch: U64::new(v.epoch.0),
                 sequence: U64::new(v.sequence.0),
@@ -440,6 +445,7 @@ impl Message {
                     SyncMode::None => 0,
                     SyncMode::Full => 1,
                     SyncMode::Changed => 2,
+                    SyncMode::Resumed => 3,
                 };
                 let lineage = U64::new(lineage.0);
                 zerocopy::transmute!(RawCheckpoint { lineage, ..checkpoint(generation, epoch, code) })
@@ -563,16 +569,21 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 sync_copy: flags & flag::SYNC_COPY != 0,
             })
         }
-        kind::VERIFY => {
+        kind::VERIFY | kind::READ | kind::READ_DATA => {
             let b: &RawWrite = read(&raw.body);
-            Message::Verify(Verify {
+            let span = Span {
                 generation: Generation(b.generation.get()),
                 epoch: Epoch(b.epoch.get()),
                 sequence: Sequence(b.sequence.get()),
                 volume: b.volume.get(),
                 offset: b.offset.get(),
                 len: b.len.get(),
-            })
+            };
+            match kind {
+                kind::VERIFY => Message::Verify(span),
+                kind::READ => Message::Read(span),
+                _ => Message::ReadData(span),
+            }
         }
         kind::FLUSH | kind::RESIZE | kind::EXTEND | kind::DISK_SIZE => {
             let b: &RawOrdered = read(&raw.body);
@@ -630,6 +641,7 @@ fn message(raw: &RawHeader) -> Result<Message, WireError> {
                 0 => SyncMode::None,
                 1 => SyncMode::Full,
                 2 => SyncMode::Changed,
+                3 => SyncMode::Resumed,
                 code => return Err(WireError::Code { kind, code }),
             };
             Message::Begin { generation, epoch, sync, lineage: Lineage(b.lineage.get()) }
@@ -652,12 +664,16 @@ impl Header {
                 }
                 if w.zeroes { 0 } else { w.len }
             }
-            Message::Verify(v) => {
-                let over = v.offset.checked_add(u64::from(v.len)).is_none();
-                if v.len == 0 || v.len > WRITE_BYTES_MAX || over {
-                    return wrong(u64::from(v.len));
+            Message::Verify(span) | Message::Read(span) | Message::ReadData(span) => {
+                let over = span.offset.checked_add(u64::from(span.len)).is_none();
+                if span.len == 0 || span.len > WRITE_BYTES_MAX || over {
+                    return wrong(u64::from(span.len));
                 }
-                DIGEST_BYTES
+                match &self.message {
+                    Message::Verify(_) => DIGEST_BYTES,
+                    Message::ReadData(_) => span.len,
+                    _ => 0,
+                }
             }
             Message::Acks(a) if a.entries > ACK_ENTRIES_MAX => return wrong(u64::from(a.entries)),
             Message::Acks(a) => u32::from(a.entries) * size_of::<RawAckEntry>() as u32,

@@ -111,9 +111,14 @@ fn message() -> impl Strategy<Value = (Message, u32)> {
         beat().prop_map(|b| (Message::Heartbeat(b), 0)),
         beat().prop_map(|b| (Message::HeartbeatReply(b), 0)),
         ordered().prop_map(|o| (Message::Flush(o), 0)),
-        write().prop_map(|m| match m {
+        (write(), 0..3u8).prop_map(|(m, which)| match m {
             Message::Write(Write { generation, epoch, sequence, volume, offset, len, .. }) => {
-                (Message::Verify(Verify { generation, epoch, sequence, volume, offset, len }), DIGEST_BYTES)
+                let span = Span { generation, epoch, sequence, volume, offset, len };
+                match which {
+                    0 => (Message::Verify(span), DIGEST_BYTES),
+                    1 => (Message::Read(span), 0),
+                    _ => (Message::ReadData(span), len),
+                }
             }
             other => (other, 0),
         }),

@@ -24,6 +24,6 @@ pub use control::{encode_control, parse_control};
 pub use listener::{AcceptOwner, FirstMessage, HANDSHAKE_DEADLINE, Incoming, ListenError, Listener};
 pub use message::{
     AckStatus, Acks, DataHello, Header, Heartbeat, Hello, LinkRole, Message, Ordered, Outcome, RefusalCode,
-    Verify, WireError, Write, option, parse,
+    Span, WireError, Write, option, parse,
 };
 pub use send::{Room, SEND_BYTES_HIGH, SEND_ENTRIES_HIGH, SEND_HARD_FACTOR, SendError};

@@ -1,8 +1,9 @@
 //! The receiving half of a connection: bytes become messages.
 //!
-//! Everything lands in a staging buffer first. The payload of a write is copied from there into a buffer of its own,
-//! aligned for any disk; what of it has not arrived yet is received straight into that buffer. Payloads of other
-//! messages are handed out where they are: acknowledgements must get through when the pool is empty.
+//! Everything lands in a staging buffer first. The payload of a write, or of what was read, is copied from there into a
+//! buffer of its own, aligned for any disk; what of it has not arrived yet is received straight into that buffer. Payloads
+//! of other messages are handed out where they are: acknowledgements must get through when the pool is empty, and so must
+//! what was read, behind which they may stand: it then takes ordinary memory, no more than was asked for.
 
 use smallvec::smallvec;
 
@@ -15,7 +16,7 @@ use crate::reactor;
 const STAGING_BYTES: usize = 256 << 10;
 const _: () = assert!(CONTROL_BYTES_MAX as usize + HEADER_BYTES <= STAGING_BYTES);
 
-/// The payload of a write of which a part is still to come.
+/// The payload of a write, or of what was read, of which a part is still to come.
 struct Target {
     header: Header,
     buf: Buf,
@@ -93,14 +94,15 @@ impl RecvSide {
             self.start = at;
             return Next::Message(header, SgList::new());
         }
-        if !matches!(header.message, Message::Write(_)) {
+        if !matches!(header.message, Message::Write(_) | Message::ReadData(_)) {
             if here < len {
                 return Next::Receive;
             }
             self.start = at + len;
             return checked(header, smallvec![self.staging.slice(at, len)]);
         }
-        let Some(buf) = reactor::alloc(len) else { return Next::NoMemory };
+        let heap = || matches!(header.message, Message::ReadData(_)).then(|| Buf::heap(len)).flatten();
+        let Some(buf) = reactor::alloc(len).or_else(heap) else { return Next::NoMemory };
         buf.copy_from(0, &self.staging, at, here);
         self.start = at + here;
         if here == len {

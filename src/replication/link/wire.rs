@@ -19,7 +19,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"LOCKSTEP");
 pub const HEADER_BYTES: usize = 64;
 pub const BODY_BYTES: usize = 48;
 
-/// One write carries at most this much data: an NVMe command here moves at most 1 MiB.
+/// One write, or one read, carries at most this much data: an NVMe command here moves at most 1 MiB.
 pub const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// One write of zeroes covers at most this much: 65536 blocks of 4 KiB, what an NVMe Write Zeroes can name.
 pub const ZEROES_BYTES_MAX: u32 = 256 << 20;
@@ -52,6 +52,8 @@ pub mod kind {
     pub const FLUSH: u8 = 0x11;
     pub const ACKS: u8 = 0x12;
     pub const VERIFY: u8 = 0x13;
+    pub const READ: u8 = 0x14;
+    pub const READ_DATA: u8 = 0x15;
     pub const PREPARE: u8 = 0x20;
     pub const PREPARED: u8 = 0x21;
     pub const COMMIT: u8 = 0x22;
@@ -96,7 +98,7 @@ pub struct RawHeader {
     pub header_crc: U32,
 }
 
-/// Body of Write and Verify.
+/// Body of Write, Verify, Read and ReadData.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct RawWrite {

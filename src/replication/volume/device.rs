@@ -2,10 +2,10 @@
 //!
 //! Reads of a primary go to the disk from the reactor where they arrive: they need neither locks nor maps.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use hashbrown::HashMap;
 use slab::Slab;
@@ -36,7 +36,10 @@ pub struct VolumeShared {
     pub(super) serial: u64,
     pub name: String,
     pub group: String,
-    pub base: Arc<Bdev>,
+    /// The disk below, and how often it was replaced.
+    base: RwLock<Arc<Bdev>>,
+    replaced: AtomicU64,
+    block_size: u32,
     /// The volume's size; the disk below may have more.
     blocks: AtomicU64,
     /// Reactors of the node, which deal the stripes out among themselves.
@@ -58,11 +61,28 @@ impl VolumeShared {
             serial: next_serial(),
             name: name.to_string(),
             group: group.to_string(),
-            base,
+            block_size: base.block_size(),
+            base: RwLock::new(base),
+            replaced: AtomicU64::new(0),
             blocks: AtomicU64::new(blocks),
             owners,
             granule_bytes,
         })
+    }
+
+    /// The disk below.
+    pub fn base(&self) -> Arc<Bdev> {
+        self.base.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Another disk is below from now on, with the same blocks. Reactors take it on with their next I/O.
+    pub fn replace_base(&self, base: Arc<Bdev>) {
+        *self.base.write().unwrap_or_else(PoisonError::into_inner) = base;
+        self.replaced.fetch_add(1, Ordering::Release);
     }
 
     pub fn num_blocks(&self) -> u64 {
@@ -77,17 +97,15 @@ impl VolumeShared {
     /// What of the disk below a volume could have.
     pub fn disk_bytes(&self) -> u64 {
         let most = GRANULES_MAX.saturating_mul(u64::from(self.granule_bytes));
-        self.base
-            .size_bytes()
-            .min(most / u64::from(self.base.block_size()) * u64::from(self.base.block_size()))
+        self.base().size_bytes().min(most / u64::from(self.block_size) * u64::from(self.block_size))
     }
 
     /// How the calling reactor measures the volume.
     pub fn geometry(&self, owner: u16) -> Geometry {
         Geometry {
             blocks: self.num_blocks(),
-            block_bytes: self.base.block_size(),
-            granule_blocks: (self.granule_bytes / self.base.block_size()).max(1),
+            block_bytes: self.block_size,
+            granule_blocks: (self.granule_bytes / self.block_size).max(1),
             owners: self.owners,
             owner,
         }
@@ -104,7 +122,7 @@ pub fn create(shared: Arc<VolumeShared>, uuid: Uuid) -> Result<Arc<Bdev>, BdevEr
         name: shared.name.clone(),
         aliases: Vec::new(),
         uuid,
-        block_size: shared.base.block_size(),
+        block_size: shared.block_size,
         num_blocks: shared.num_blocks(),
     };
     Bdev::new(options, Box::new(Volume { shared }))
@@ -120,12 +138,12 @@ impl Device for Volume {
     }
 
     fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {
-        let base = self.shared.base.channel()?;
+        let base = self.shared.base().channel()?;
         Ok(VolumeChannel::open(self.shared.clone(), base, bdev, None))
     }
 
     fn driver_specific(&self) -> serde_json::Value {
-        serde_json::json!({"replicated": {"group": self.shared.group, "base_bdev": self.shared.base.name()}})
+        serde_json::json!({"replicated": {"group": self.shared.group, "base_bdev": self.shared.base().name()}})
     }
 
     /// Its group makes it.
@@ -138,7 +156,7 @@ impl Device for Volume {
     }
 
     fn has_write_cache(&self) -> bool {
-        self.shared.base.device().has_write_cache()
+        self.shared.base().device().has_write_cache()
     }
 }
 
@@ -160,7 +178,7 @@ pub fn create_past(
         name: name.to_string(),
         aliases: Vec::new(),
         uuid,
-        block_size: shared.base.block_size(),
+        block_size: shared.block_size,
         num_blocks: shared.num_blocks(),
     };
     Bdev::new(options, Box::new(Past { shared: shared.clone(), epoch }))
@@ -176,7 +194,7 @@ impl Device for Past {
     }
 
     fn open_channel(&self, bdev: &Arc<Bdev>) -> Result<Rc<dyn DeviceChannel>, BdevError> {
-        let base = self.shared.base.channel()?;
+        let base = self.shared.base().channel()?;
         Ok(VolumeChannel::open(self.shared.clone(), base, bdev, Some(self.epoch)))
     }
 
@@ -205,7 +223,9 @@ struct VolumeChannel {
     serial: u64,
     /// Shows the volume as it was at the end of this epoch.
     at: Option<Epoch>,
-    base: Rc<Channel>,
+    base: RefCell<Rc<Channel>>,
+    /// Which of the volume's disks it leads to.
+    replaced: Cell<u64>,
     block_size: u32,
     here: usize,
     parents: RefCell<Slab<Parent>>,
@@ -233,10 +253,11 @@ impl VolumeChannel {
         at: Option<Epoch>,
     ) -> Rc<VolumeChannel> {
         let channel = Rc::new(VolumeChannel {
+            replaced: Cell::new(shared.replaced.load(Ordering::Acquire)),
             shared,
             serial: next_serial(),
             at,
-            base,
+            base: RefCell::new(base),
             block_size: bdev.block_size(),
             here: reactor::core_index(),
             parents: RefCell::default(),
@@ -311,7 +332,32 @@ impl VolumeChannel {
         (child.lba, child.num_blocks) = (io.lba, io.num_blocks);
         child.data = io.data.clone();
         child.tag = self.parents.borrow_mut().insert(Parent { io, left: 1 }) as u64;
-        self.base.submit(child, self.clone());
+        let base = self.base.borrow().clone();
+        base.submit(child, self.clone());
+    }
+
+    /// Takes on the disk that is below now.
+    fn follow_base(&self) -> Result<(), BdevError> {
+        let replaced = self.shared.replaced.load(Ordering::Acquire);
+        if replaced != self.replaced.get() {
+            *self.base.borrow_mut() = self.shared.base().channel()?;
+            self.replaced.set(replaced);
+        }
+        Ok(())
+    }
+
+    /// Cuts a command and gives its parts to their owners.
+    fn ask_owners(&self, io: Box<Io>) {
+        let parent = self.parents.borrow().vacant_key() as u32;
+        let pieces: SmallVec<[(usize, Box<Piece>); 2]> = if io.op == Op::Flush {
+            (0..usize::from(self.shared.owners)).map(|owner| (owner, self.piece(parent, &io, 0, 0))).collect()
+        } else {
+            let parts = self.cut(&io);
+            parts.map(|(lba, blocks)| (self.owner_of(lba), self.piece(parent, &io, lba, blocks))).collect()
+        };
+        // All pieces are counted before the first one goes: it may end at once.
+        self.parents.borrow_mut().insert(Parent { io, left: pieces.len() as u32 });
+        pieces.into_iter().for_each(|(owner, piece)| piece.go_to(owner));
     }
 }
 
@@ -328,12 +374,12 @@ impl IoOwner for VolumeChannel {
         let parent = self.parents.borrow_mut().try_remove(child.tag as usize);
         let result = child.result;
         child.recycle();
-        if result.is_err_and(|error| error != IoError::Aborted) {
-            owner::read_failed(&self.shared);
+        let Some(Parent { io, .. }) = parent else { return };
+        if result.is_err_and(|error| error != IoError::Aborted) && owner::read_failed(&self.shared) {
+            // The owners know whether the peer has the answer.
+            return self.ask_owners(io);
         }
-        if let Some(parent) = parent {
-            parent.io.complete(result);
-        }
+        io.complete(result);
     }
 }
 
@@ -349,7 +395,15 @@ impl DeviceChannel for VolumeChannel {
         }
         if io.op == Op::Read && self.at.is_none() {
             match owner::read_path(&self.shared) {
-                Ok(ReadPath::Disk) => return self.read_base(io),
+                Ok(ReadPath::Disk) => {
+                    return match self.follow_base() {
+                        Ok(()) => self.read_base(io),
+                        Err(error) => {
+                            tracing::error!("volume `{}`: its disk: {error}", self.shared.name);
+                            io.complete(Err(IoError::Device));
+                        }
+                    };
+                }
                 Ok(ReadPath::Owners) => {}
                 Err(error) => return io.complete(Err(error)),
             }
@@ -358,15 +412,6 @@ impl DeviceChannel for VolumeChannel {
             // Atomic over two owners it could not be; NVMe limits it to far less than a stripe.
             return io.complete(Err(IoError::Invalid));
         }
-        let parent = self.parents.borrow().vacant_key() as u32;
-        let pieces: SmallVec<[(usize, Box<Piece>); 2]> = if io.op == Op::Flush {
-            (0..usize::from(self.shared.owners)).map(|owner| (owner, self.piece(parent, &io, 0, 0))).collect()
-        } else {
-            let parts = self.cut(&io);
-            parts.map(|(lba, blocks)| (self.owner_of(lba), self.piece(parent, &io, lba, blocks))).collect()
-        };
-        // All pieces are counted before the first one goes: it may end at once.
-        self.parents.borrow_mut().insert(Parent { io, left: pieces.len() as u32 });
-        pieces.into_iter().for_each(|(owner, piece)| piece.go_to(owner));
+        self.ask_owners(io);
     }
 }

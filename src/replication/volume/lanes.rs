@@ -19,7 +19,7 @@ use crate::replication::core::{
 };
 use crate::replication::link::{
     AckEntry, AckStatus, Acks, CloseReason, Connection, Header, LinkOwner, Message, Ordered, Room, SendError,
-    Verify, Write,
+    Span, Write,
 };
 use crate::replication::{Epoch, Generation, Sequence};
 
@@ -240,6 +240,8 @@ impl Lanes {
             owner.primary(|machine, out| match answered {
                 Answered::Received(sender) => machine.received(sender.op, out),
                 Answered::Ended(sender) => match ending(entry.status) {
+                    // What is read comes as data.
+                    Ending::Applied if machine.awaits_data(sender.op) => sensible = false,
                     Ending::Applied if entry.status == AckStatus::Pinned => machine.pinned(sender.op, out),
                     Ending::Applied => machine.applied(sender.op, out),
                     Ending::Compared(verdict) => sensible = machine.compared(sender.op, verdict, out),
@@ -274,6 +276,51 @@ impl Lanes {
         Ok(())
     }
 
+    /// What the peer wanted to read.
+    pub(super) fn read_data(
+        &self,
+        owner: &Owner,
+        lane: Lane,
+        sequence: Sequence,
+        range: Range,
+        content: Blocks,
+    ) {
+        let mut lanes = self.lanes.borrow_mut();
+        let Some(Some(state)) = lanes.get_mut(usize::from(lane)) else { return };
+        let block = u64::from(owner.block_bytes);
+        let message = Message::ReadData(Span {
+            generation: self.generation.get(),
+            epoch: self.epoch.get(),
+            sequence,
+            volume: owner.index,
+            offset: range.lba * block,
+            len: range.blocks * owner.block_bytes,
+        });
+        // The peer asks for no more than it has room for: a queue that is full is a peer that takes nothing.
+        send(&state.connection, &message, content.into_bufs());
+    }
+
+    /// The peer sent what it was asked for. `Err`: it was not.
+    fn data_arrived(&self, shard: &Shard, lane: Lane, span: &Span, payload: SgList) -> Result<(), ()> {
+        let owner = shard.owner(span.volume).ok_or(())?;
+        let range = blocks_of(span, &owner)?;
+        let mut sender = None;
+        let known = match self.lanes.borrow_mut().get_mut(usize::from(lane)) {
+            Some(Some(state)) => state.outgoing.ended(span.sequence, 1, |answered| {
+                if let Answered::Ended(of) = answered {
+                    sender = Some(of);
+                }
+            }),
+            _ => return Ok(()),
+        };
+        let asked = |sender: &Sender| sender.volume == span.volume && sender.range == range;
+        let sender = sender.filter(|sender| known && asked(sender)).ok_or(())?;
+        let mut sensible = false;
+        let content = Blocks::new(payload, owner.block_bytes);
+        owner.primary(|machine, out| sensible = machine.read_data(sender.op, content, out));
+        if sensible { Ok(()) } else { Err(()) }
+    }
+
     /// A message of a data connection.
     pub(super) fn message(&self, shard: &Rc<Shard>, lane: Lane, header: Header, payload: SgList) {
         let outcome = match header.message {
@@ -297,17 +344,19 @@ impl Lanes {
                 self.arrived(shard, lane, f.volume, f.sequence, forward)
             }
             Message::Verify(v) => shard.owner(v.volume).ok_or(()).and_then(|owner| {
-                let block = u64::from(owner.block_bytes);
-                if v.offset % block != 0 || u64::from(v.len) % block != 0 {
-                    return Err(());
-                }
-                let range = Range::new(v.offset / block, (u64::from(v.len) / block) as u32);
+                let range = blocks_of(&v, &owner)?;
                 let digest =
                     Digest(payload.first().and_then(|bytes| bytes.with(|b| b.try_into().ok())).ok_or(())?);
                 let body = ForwardBody::Verify { range, digest };
                 let forward = Forward { epoch: v.epoch, generation: v.generation, body };
                 self.arrived(shard, lane, v.volume, v.sequence, forward)
             }),
+            Message::Read(r) => shard.owner(r.volume).ok_or(()).and_then(|owner| {
+                let body = ForwardBody::Read { range: blocks_of(&r, &owner)? };
+                let forward = Forward { epoch: r.epoch, generation: r.generation, body };
+                self.arrived(shard, lane, r.volume, r.sequence, forward)
+            }),
+            Message::ReadData(span) => self.data_arrived(shard, lane, &span, payload),
             Message::Acks(_) => {
                 let mut outcome = Ok(());
                 let bytes: SmallVec<[u8; 512]> =
@@ -363,7 +412,7 @@ impl LaneState {
             ForwardBody::Verify { range, digest } => {
                 let sequence = self.outgoing.send(Sender { volume, op, range });
                 let block = u64::from(owner.block_bytes);
-                let message = Message::Verify(Verify {
+                let message = Message::Verify(Span {
                     generation,
                     epoch,
                     sequence,
@@ -373,6 +422,13 @@ impl LaneState {
                 });
                 taken(&self.connection, self.connection.send_bytes(&message, &digest.0))
             }
+            ForwardBody::Read { range } => {
+                let sequence = self.outgoing.send(Sender { volume, op, range });
+                let offset = range.lba * u64::from(owner.block_bytes);
+                let len = range.blocks * owner.block_bytes;
+                let span = Span { generation, epoch, sequence, volume, offset, len };
+                send(&self.connection, &Message::Read(span), SgList::new())
+            }
             ForwardBody::Flush => {
                 let sequence = self.outgoing.send(Sender { volume, op, range: Range::new(0, 0) });
                 let ordered = Ordered { generation, epoch, sequence, volume, value: 0 };
@@ -380,6 +436,13 @@ impl LaneState {
             }
         }
     }
+}
+
+/// The blocks that a message is about; `Err` if they are not whole ones.
+fn blocks_of(span: &Span, owner: &Owner) -> Result<Range, ()> {
+    let block = u64::from(owner.block_bytes);
+    let whole = span.offset.is_multiple_of(block) && u64::from(span.len).is_multiple_of(block);
+    whole.then(|| Range::new(span.offset / block, (u64::from(span.len) / block) as u32)).ok_or(())
 }
 
 /// Sends a machine's message. A queue over its hard limit closes the connection: the machines hold back long before, so

@@ -14,7 +14,7 @@ use super::maps::Maps;
 use super::payload::Blocks;
 use super::piece::Piece;
 use super::shard::Shard;
-use crate::bdev::{Channel, Io, IoError, IoOwner, Op};
+use crate::bdev::{Bdev, BdevError, Channel, Io, IoError, IoOwner, Op};
 use crate::env::SgList;
 use crate::reactor;
 use crate::replication::Epoch;
@@ -40,6 +40,7 @@ pub(super) enum Job {
     Write(OpId),
     Flush(OpId),
     CompareRead(OpId, Blocks),
+    HostRead(OpId),
     CopyRead(OpId, Blocks),
     Preserve(OpId, Range, Blocks),
     View(OpId, Range),
@@ -70,10 +71,10 @@ pub(super) struct Owner {
     pub shared: Arc<VolumeShared>,
     /// The volume's place in its group.
     pub index: u16,
-    pub base: Rc<Channel>,
+    base: RefCell<Rc<Channel>>,
     pub shard: Weak<Shard>,
     pub machine: RefCell<Machine>,
-    jobs: RefCell<Slab<Job>>,
+    jobs: RefCell<Slab<(Job, Rc<Channel>)>>,
     pieces: RefCell<Slab<Box<Piece>>>,
     starved: RefCell<VecDeque<Starved>>,
     /// Host's commands that wait for buffer memory.
@@ -98,19 +99,26 @@ pub(super) fn read_path(volume: &VolumeShared) -> Result<ReadPath, IoError> {
     OWNERS.with(|o| match o.borrow().get(&volume.serial) {
         Some(owner) => match &*owner.machine.borrow() {
             Machine::Stopped => Err(IoError::Inaccessible),
-            Machine::Primary(machine) => machine.may_read().map(|()| ReadPath::Disk).map_err(io_error),
+            Machine::Primary(machine) => {
+                let path = if machine.reads_disk() { ReadPath::Disk } else { ReadPath::Owners };
+                machine.may_read().map(|()| path).map_err(io_error)
+            }
             Machine::Secondary(_) => Ok(ReadPath::Owners),
         },
         None => Err(IoError::Inaccessible),
     })
 }
 
-/// The disk below a primary failed a host's read.
-pub(super) fn read_failed(volume: &VolumeShared) {
-    let owner = OWNERS.with(|o| o.borrow().get(&volume.serial).cloned());
-    if let Some((owner, shard)) = owner.and_then(|owner| owner.shard.upgrade().map(|shard| (owner, shard))) {
+/// The disk below a primary failed a host's read. `true` if it is to go to the owners: they try again, and decide.
+pub(super) fn read_failed(volume: &VolumeShared) -> bool {
+    let Some(owner) = OWNERS.with(|o| o.borrow().get(&volume.serial).cloned()) else { return false };
+    if matches!(&*owner.machine.borrow(), Machine::Primary(machine) if machine.takes_failed_reads()) {
+        return true;
+    }
+    if let Some(shard) = owner.shard.upgrade() {
         shard.event(owner.index, StripeEvent::DiskFailed(DiskFailure::Read));
     }
+    false
 }
 
 /// A host's piece for the stripes of the calling reactor.
@@ -125,6 +133,8 @@ pub(super) fn take(piece: Box<Piece>) {
 pub(super) fn io_error(refusal: Refusal) -> IoError {
     match refusal {
         Refusal::Disk => IoError::Device,
+        // Another path may lead to the peer.
+        Refusal::NoDisk => IoError::Disconnected,
         Refusal::Miscompare => IoError::Miscompare,
         Refusal::Fenced | Refusal::Stopped => IoError::Inaccessible,
         Refusal::ViewLost | Refusal::NoView => IoError::Inaccessible,
@@ -135,11 +145,11 @@ pub(super) fn io_error(refusal: Refusal) -> IoError {
 
 impl Owner {
     pub fn new(shared: Arc<VolumeShared>, index: u16, base: Rc<Channel>, shard: Weak<Shard>) -> Rc<Owner> {
-        let block_bytes = shared.base.block_size();
+        let block_bytes = shared.block_size();
         let owner = Rc::new(Owner {
             shared,
             index,
-            base,
+            base: RefCell::new(base),
             shard,
             machine: RefCell::new(Machine::Stopped),
             jobs: RefCell::default(),
@@ -244,6 +254,18 @@ impl Owner {
         Some(Blocks::new(bufs, self.block_bytes))
     }
 
+    /// Another disk is below from now on. What the old one still has comes back to nobody.
+    pub fn replace_base(&self) -> Result<(), BdevError> {
+        let channel = self.shared.base().channel()?;
+        self.base.replace(channel);
+        Ok(())
+    }
+
+    /// I/Os that a disk, which is or was below, has not given back.
+    pub fn at_disk(&self, disk: &Arc<Bdev>) -> usize {
+        self.jobs.borrow().iter().filter(|(_, (_, channel))| Arc::ptr_eq(channel.bdev(), disk)).count()
+    }
+
     /// Submits an I/O to the disk below.
     pub fn disk(self: &Rc<Owner>, op: Op, range: Range, bufs: SgList, fua: bool, job: Job) {
         let mut io = Io::new(op);
@@ -252,8 +274,9 @@ impl Owner {
         }
         io.data = bufs;
         io.fua = fua;
-        io.tag = self.jobs.borrow_mut().insert(job) as u64;
-        self.base.submit(io, self.clone());
+        let base = self.base.borrow().clone();
+        io.tag = self.jobs.borrow_mut().insert((job, base.clone())) as u64;
+        base.submit(io, self.clone());
     }
 
     /// Writes what a machine wants written.
@@ -303,7 +326,7 @@ impl Owner {
 
 impl IoOwner for Owner {
     fn io_done(self: Rc<Self>, io: Box<Io>) {
-        let job = self.jobs.borrow_mut().try_remove(io.tag as usize);
+        let job = self.jobs.borrow_mut().try_remove(io.tag as usize).map(|(job, _)| job);
         let ok = io.result.is_ok();
         io.recycle();
         match job {
@@ -324,6 +347,7 @@ impl IoOwner for Owner {
             Some(Job::CompareRead(op, content)) => {
                 self.primary(|machine, out| machine.compare_read(op, ok.then_some(&content), out));
             }
+            Some(Job::HostRead(op)) => self.primary(|machine, out| machine.host_read(op, ok, out)),
             Some(Job::CopyRead(op, content)) => {
                 self.primary(|machine, out| machine.copy_read(op, ok.then_some(content), out));
             }

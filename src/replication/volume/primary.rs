@@ -33,6 +33,9 @@ impl Owner {
                 let bufs = into.bufs().iter().cloned().collect();
                 self.disk(Op::Read, range, bufs, false, Job::CompareRead(op, into));
             }
+            PrimaryOutput::HostRead { op, range, into } => {
+                self.disk(Op::Read, range, into.into_bufs(), false, Job::HostRead(op));
+            }
             PrimaryOutput::CopyRead { op, range } => self.read_for(Starved::Copy(op, range)),
             PrimaryOutput::VerifyRead { op, range } => self.read_for(Starved::Verify(op, range)),
             PrimaryOutput::SubmitWrite { op, range, data, fua } => self.disk_write(op, range, data, fua),

@@ -56,6 +56,9 @@ impl Owner {
             SecondaryOutput::Answer { lane, sequence, answer } => {
                 shard.lanes.answer(&shard, lane, self.index, sequence, answer);
             }
+            SecondaryOutput::ReadData { lane, sequence, range, content } => {
+                shard.lanes.read_data(self, lane, sequence, range, content);
+            }
             SecondaryOutput::Reply { token, result } => self.reply(token, result),
             SecondaryOutput::Prepared { epoch, result } => shard.machine_prepared(epoch, result),
             SecondaryOutput::Event(event) => shard.event(self.index, event),

@@ -13,13 +13,13 @@ use super::lanes::{AckTask, LaneOwner, Lanes};
 use super::maps::Maps;
 use super::owner::{Machine, Owner};
 use super::payload::Blocks;
-use crate::bdev::BdevError;
+use crate::bdev::{Bdev, BdevError};
 use crate::reactor::{self, TimerHandler, TimerId};
 use crate::replication::buffer::{BufferError, DiskBuffer, Quota, ReactorPages};
 use crate::replication::core::{
-    AckMode, CopyOptions, Journaled, Keep, LAG_BYTES, Lane, OnLinkLoss, Originals, Pace, PeerRefusal,
-    PrimaryConfig, PrimaryStripes, Refusal, SecondaryConfig, SecondaryStripes, Session, Standing,
-    StripeEvent,
+    AckMode, CopyOptions, Journaled, Keep, LAG_BYTES, Lane, OnDiskFailure, OnLinkLoss, Originals, Pace,
+    PeerRefusal, PrimaryConfig, PrimaryStripes, Refusal, SecondaryConfig, SecondaryStripes, Session,
+    Standing, StripeEvent,
 };
 use crate::replication::journal::{self, Journal, Writer};
 use crate::replication::link::{Connection, LinkOwner};
@@ -27,6 +27,15 @@ use crate::replication::{Epoch, Generation, Sequence};
 
 /// The machines' step of time. Hung disks are noticed in units of it; an idle node wakes this often.
 pub const TICK: Duration = Duration::from_millis(20);
+
+/// How long a host's command waits for the peer while this node has no disk: longer than a link takes to be made again,
+/// shorter than the 30 s after which guests give up.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE_TICKS: u32 = (PATIENCE.as_millis() / TICK.as_millis()) as u32;
+/// How long the disk may have a write before it counts as failed, if the group can go on without: the peer has everything,
+/// so it is better to be wrong about a disk that is slow than to let hosts wait.
+const HUNG_DISK: Duration = Duration::from_secs(5);
+const HUNG_TICKS: u32 = (HUNG_DISK.as_millis() / TICK.as_millis()) as u32;
 
 /// What a shard tells its group.
 #[derive(Clone, Debug)]
@@ -65,6 +74,8 @@ pub struct ShardUsage {
     pub copy_equal_bytes: u64,
     /// Bytes that the present verify, or else the last one, has compared.
     pub verified_bytes: u64,
+    /// What is left to fill of replacements of disks.
+    pub fill_left_bytes: u64,
 }
 
 /// Tells when a step of a checkpoint is done on this reactor.
@@ -138,7 +149,7 @@ impl Shard {
         volumes: &[Arc<VolumeShared>],
         listener: Listener,
     ) -> Result<Rc<Shard>, BdevError> {
-        let bases = volumes.iter().map(|v| v.base.channel()).collect::<Result<Vec<_>, _>>()?;
+        let bases = volumes.iter().map(|v| v.base().channel()).collect::<Result<Vec<_>, _>>()?;
         let shard = Rc::new_cyclic(|this: &Weak<Shard>| Shard {
             group,
             here: reactor::core_index(),
@@ -204,13 +215,13 @@ impl Shard {
     }
 
     /// Becomes a primary's share: reads and writes of hosts work from now on.
-    pub fn become_primary(&self, ack: AckMode, on_link_loss: OnLinkLoss) {
+    pub fn become_primary(&self, ack: AckMode, on_link_loss: OnLinkLoss, on_disk_failure: OnDiskFailure) {
         let owners = self.owners();
         // The volumes share the reactor's lanes, and so what these may hold.
         let lag_limit_bytes = LAG_BYTES / owners.len().max(1) as u64;
         for owner in owners {
             let geometry = owner.shared.geometry(self.here as u16);
-            let config = PrimaryConfig { geometry, ack, on_link_loss, lag_limit_bytes };
+            let config = PrimaryConfig { geometry, ack, on_link_loss, on_disk_failure, lag_limit_bytes };
             let mut machine = PrimaryStripes::new(config);
             machine.stay_together();
             *owner.machine.borrow_mut() = Machine::Primary(Box::new(machine));
@@ -411,8 +422,7 @@ impl Shard {
 
     /// Divides a tick's worth among the machines that copy.
     fn allow_copies(&self) {
-        let copies =
-            |owner: &&Rc<Owner>| matches!(&*owner.machine.borrow(), Machine::Primary(m) if m.is_copying());
+        let copies = |owner: &&Rc<Owner>| matches!(&*owner.machine.borrow(), Machine::Primary(m) if m.is_copying() || m.is_filling());
         let owners = self.owners();
         let copying = owners.iter().filter(copies).count() as u64;
         let bytes = self.pace.borrow_mut().tick((1000 / TICK.as_millis()) as u64, copying > 0);
@@ -430,6 +440,45 @@ impl Shard {
     /// A host's write ended.
     pub(super) fn wrote(&self, took: Duration) {
         self.pace.borrow_mut().wrote(took.as_micros() as u64);
+    }
+
+    /// Launches nothing, until the disks are kept or one is gone.
+    pub fn suspend(&self) {
+        self.primaries(|machine, out| machine.suspend(out));
+    }
+
+    pub fn keep_disk(&self) {
+        self.primaries(|machine, out| machine.keep_disk(out));
+    }
+
+    /// The volume has no disk here from now on.
+    pub fn detach_disk(&self, volume: u16) {
+        for owner in self.owners() {
+            owner.primary(|machine, out| machine.detach(owner.index == volume, out));
+        }
+    }
+
+    /// A replacement is below the volume.
+    pub fn replace_base(&self, volume: u16) -> Result<(), BdevError> {
+        self.owner(volume).map_or(Ok(()), |owner| owner.replace_base())
+    }
+
+    /// I/Os that a disk, which is or was below a volume, has not given back to this reactor.
+    pub fn at_disk(&self, volume: u16, disk: &Arc<Bdev>) -> usize {
+        self.owner(volume).map_or(0, |owner| owner.at_disk(disk))
+    }
+
+    pub fn fill(&self, volume: u16) {
+        if let Some(owner) = self.owner(volume) {
+            owner.primary(|machine, out| machine.fill(out));
+        }
+    }
+
+    /// The replacement is the volume's disk; `leans` if another volume has none.
+    pub fn attach_disk(&self, volume: u16, leans: bool) {
+        for owner in self.owners() {
+            owner.primary(|machine, out| machine.attach(owner.index == volume, leans, out));
+        }
     }
 
     /// Compares everything with the peer's disks, one volume after the other, at most so many bytes a second. A disk that
@@ -631,6 +680,7 @@ impl Shard {
                     usage.copy_bytes += all;
                     usage.copy_left_bytes += left;
                     usage.copy_equal_bytes += machine.equal_bytes();
+                    usage.fill_left_bytes += machine.fill_left().unwrap_or(0);
                     usage.verified_bytes += machine.verified_blocks() * u64::from(owner.block_bytes);
                 }
                 Machine::Secondary(machine) => {
@@ -666,6 +716,7 @@ impl TimerHandler for Shard {
         self.allow_copies();
         for owner in self.owners() {
             owner.feed();
+            owner.primary(|machine, out| machine.disk_tick(HUNG_TICKS, PATIENCE_TICKS, out));
             owner.secondary(|machine, out| {
                 machine.maps_mut().recycle();
                 machine.tick(out);

@@ -43,7 +43,11 @@ impl TestNode {
             let listener = Arc::new(move |_, event| told.lock().expect("events").push(event));
             let shard = Shard::create(GROUP, std::slice::from_ref(&shared), listener).expect("shard");
             if primary {
-                shard.become_primary(AckMode::Applied, OnLinkLoss::Continue);
+                shard.become_primary(
+                    AckMode::Applied,
+                    OnLinkLoss::Continue,
+                    crate::replication::core::OnDiskFailure::Report,
+                );
             } else {
                 let hung = Duration::from_secs(5);
                 shard

@@ -171,6 +171,7 @@ impl World {
             checkpoint_timeout_ms: 1000,
             checkpoint_interval_ms: 0,
             begin_timeout_ms: 1000,
+            on_disk_failure: OnDiskFailure::Report,
         };
         let secondary =
             SecondaryGroupConfig { reactors: REACTORS as u16, buffer: true, failover_timeout_ms: 1000 };
@@ -551,6 +552,7 @@ impl Volume {
                 geometry: geometry(owner),
                 ack: AckMode::Applied,
                 on_link_loss: OnLinkLoss::Continue,
+                on_disk_failure: OnDiskFailure::Report,
                 lag_limit_bytes: LAG_BYTES,
             })
         };
