@@ -403,6 +403,34 @@ fn the_secondary_s_disk_is_replaced() {
     chapter.end();
 }
 
+#[test]
+fn the_primary_s_disk_fails() {
+    let rig = Rig::with(|config| {
+        let calls = &mut config["subsystems"];
+        calls[0]["config"]
+            .as_array_mut()
+            .expect("calls")
+            .push(json!({"method": "bdev_error_create", "params": {"base_name": "Disk0"}}));
+        let params = &mut calls[1]["config"][0]["params"];
+        params["volumes"][0]["bdev"] = json!("EE_Disk0");
+        params["on_disk_failure"] = json!("detach");
+    });
+    let chapter = chapter("The primary's disk fails");
+    let mut writers = rig.load(&rig.one);
+    let broken = json!({"name": "EE_Disk0", "io_type": "all", "error_type": "failure", "num": 1_000_000});
+    rig.one.node.rpc("bdev_error_inject_error", broken);
+    wait_until("the disk is detached", PATIENCE, || !group(&rig.one.node)["error"].is_null());
+    wait_for_progress(&writers, 20);
+    chapter.step(&rig);
+    disk(&rig.one.path("new.img"));
+    chapter.step(&rig);
+    wait_until("the disk is filled", PATIENCE, || group(&rig.one.node)["error"].is_null());
+    chapter.step(&rig);
+    wait_for_progress(&writers, 20);
+    rig.judge(&rig.one, &mut writers);
+    chapter.end();
+}
+
 /// A chapter without a test would be one that nobody tried.
 #[test]
 fn every_chapter_has_its_test() {
