@@ -394,8 +394,8 @@ fn a_stopped_secondary_goes_back_to_a_checkpoint_exactly_and_comes_in_step_by_a_
     pair.primary.try_rpc("replication_stop", json!({"group": GROUP})).ok();
     pair.replicate("full");
     checkpoint(&pair);
-    for number in 0..2 {
-        assert_same(&pair.view_of(number).read_all(), &volumes[number].read_all(), "in step again");
+    for (number, volume) in volumes.iter_mut().enumerate() {
+        assert_same(&pair.view_of(number).read_all(), &volume.read_all(), "in step again");
     }
 }
 
