@@ -47,9 +47,9 @@ fn with_block_a_cut_link_holds_writes_back_until_an_operator_decides_and_the_sec
     assert_eq!(group(&pair.primary)["on_link_loss"], "continue");
     assert_same(&survived, &pair.survivor().read_all(), "the secondary while the cut-off node goes on");
 
-    // Once it can hear that it was replaced, it serves no more.
+    // Once it can hear that it was replaced, it serves no more, and says that it has what the other has not.
     pair.cable().mend();
-    wait_for_state(&pair.primary, "fenced");
+    wait_for_state(&pair.primary, "split brain");
     wait_for_end(&mut writers);
     assert_same(&survived, &pair.survivor().read_all(), "the secondary after the old primary came back");
 }
